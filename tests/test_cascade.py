@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import jaxdiff as jd
-from jaxdiff import cascade, conditions, data, resize, text_encoders
+from jaxdiff import cascade, conditions, data, networks, resize, text_encoders
 from jaxdiff.cli import upscale
 from jaxdiff.export import export_sampler
 from jaxdiff.recipe import load
@@ -170,32 +170,30 @@ def test_known_pictures_are_those_of_their_captions():
 
 
 @pytest.mark.slow
-def test_the_experiment_is_given_captions():
-    """Traced while training; and drawn, where words and the picture each change what is drawn."""
+def test_the_experiment_is_given_captions(monkeypatch):
+    """Its loss, traced alone, has both parts of the parameters; words and the picture each change what is answered."""
+    unet = networks.UNet  # of its levels the second alone, which attends to the words: each compiles for seconds
+    monkeypatch.setattr(networks, "UNet", lambda widths, **rest: unet(widths[:1], **rest | {"attention": (0,)}))
     make = load(Path(__file__).parents[1] / "experiments" / "cascade.py")
     knobs = {"width": 8, "size": 8, "batch": 2, "source": "twemoji"}
     base, made = make(low=0, **knobs), make(low=4, split="train", **knobs)
     for experiment, more in ((base, set()), (made, {"hint"})):
-        part = experiment.training
-        batch = {name: jax.ShapeDtypeStruct((2, *spec.shape), spec.dtype) for name, spec in part.batch_spec.items()}
-        assert batch.keys() == {"x", "ids", "mask"} | more == next(part.batches(0)).keys()
-        params = jax.eval_shape(experiment.model.init, jax.random.key(0))
-        gradient = jax.eval_shape(lambda *a, part=part: jax.grad(part.loss, has_aux=True)(*a)[0], params,
-                                  jax.random.key(0), batch)  # fmt: skip
-        assert gradient.keys() == {"network", "text"} == jax.eval_shape(part.optimizer.init, params).inner_states.keys()
+        assert experiment.training.batch_spec.keys() == {"x", "ids", "mask"} | more
+        assert next(experiment.training.batches(0)).keys() == {"x", "ids", "mask"} | more
     assert base.guidance == 2 and made.guidance == 1
-    made = replace(made, sampling=replace(made.sampling, steps=1))
-    params = made.model.init(jax.random.key(0))  # whose output is zero
-    params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(1), a.shape), params)
-    grey = np.zeros((3, 4, 4, 3), np.uint8)
-    grey[2] = 255
-    words = [made.condition.parse_text(text) for text in ("red apple", "green heart", "red apple")]
-    cond = {name: np.concatenate([each[name] for each in words]) for name in words[0]}
-    upscaler = cascade.Upscaler(made)
-    alike = upscaler(params, grey[:1], cond={name: a[:1] for name, a in cond.items()}, level=0.0, num=3)
-    x = upscaler(params, grey, cond=cond, level=0.0).x
-    apart = np.abs(x - alike.x).max((1, 2, 3))
-    assert np.isfinite(x).all() and apart[0] < 1e-5 and apart[1:].min() > 1e-3
+    learning, key, rng = made.training, jax.random.key(0), np.random.default_rng(0)
+    params = jax.eval_shape(made.model.init, key)
+    batch = {name: jax.ShapeDtypeStruct((2, *spec.shape), spec.dtype) for name, spec in learning.batch_spec.items()}
+    gradient = jax.eval_shape(lambda *given: jax.grad(learning.loss, has_aux=True)(*given)[0], params, key, batch)
+    assert gradient.keys() == {"network", "text"} == jax.eval_shape(learning.optimizer.init, params).inner_states.keys()
+    params = jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype(a.dtype), params)
+    read = [made.condition.parse_text(text) for text in ("red apple", "green heart", "red apple")]
+    cond = {name: np.concatenate([each[name] for each in read]) for name in read[0]}
+    grey = np.full((3, 4, 4, 3), 0.5, np.float32) + np.array([0, 0, 0.5], np.float32)[:, None, None, None]
+    given = made.condition.augment(example_keys(0, 3), {**cond, "hint": grey, "level": np.zeros(3, np.float32)})
+    apply = jax.jit(made.condition.encoded(made.model.apply))
+    x = np.asarray(apply(params, jnp.zeros((3, 8, 8, 3)), jnp.full(3, 500.0), given))
+    assert np.isfinite(x).all() and np.abs(x - x[:1]).max((1, 2, 3))[1:].min() > 1e-2
 
 
 @pytest.mark.slow

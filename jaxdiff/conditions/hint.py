@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +46,11 @@ def hint(condition: Condition, pictures: np.ndarray, numbers: Sequence[int] | np
         )
     present = np.unique(numbers)
     own = [np.flatnonzero(numbers == number) for number in present]
-    turns = {_bytes(condition.choose(present[[turn]])): turn for turn in reversed(range(len(present)))}
+
+    @cache
+    def turns() -> dict[Any, int]:
+        """The first turn of each condition."""
+        return {_bytes(condition.choose(present[[turn]])): turn for turn in reversed(range(len(present)))}
 
     def choose(index: np.ndarray) -> Cond:
         rounds, turn = np.divmod(np.asarray(index), len(present))
@@ -52,7 +58,7 @@ def hint(condition: Condition, pictures: np.ndarray, numbers: Sequence[int] | np
         return {**condition.choose(present[turn]), "hint": pictures[taken].astype(np.float32) / 255}
 
     def parse(words: str) -> Cond:
-        turn = turns.get(_bytes(condition.parse(words)))
+        turn = turns().get(_bytes(condition.parse(words)))
         if turn is None:
             raise ValueError(f"there is no picture of {words!r} among the {len(pictures)} at hand")
         return choose(np.array([turn]))
