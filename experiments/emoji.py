@@ -1,7 +1,5 @@
 """Emoji from words in minutes on two cores: a U-Net with cross-attention to a text encoder that learns with it."""
 
-from typing import Any
-
 from jax.sharding import Mesh
 
 import jaxdiff as jd
@@ -55,12 +53,9 @@ def experiment(
         null_cond=condition.null,
         cond_dropout=cond_dropout,
     )
-    rates: Any = {"warmup_steps": min(50, run.steps // 10), "steps": run.steps, "schedule": "cosine"}
-    optimizer = train.muon(run.lr, **rates)
-    if of_text.init is not None:  # by Muon a small transformer forgets which word is which
-        optimizer = train.by_part({"network": optimizer, "text": train.adamw(run.lr / 8, **rates)})
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=16, guidance=3.0)
     learning = training.of(
-        run, emoji, condition, loss=loss, optimizer=optimizer, ema=train.ema.warmup(ema), encode=of_text.tokenize
-    )
+        run, emoji, condition, loss=loss, optimizer=training.muon(run, of_text), ema=train.ema.warmup(ema),
+        encode=of_text.tokenize,
+    )  # fmt: skip
     return Experiment(model, learning, sampling, condition, models.picture_medium(emoji, source), run.seed)

@@ -9,18 +9,38 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxdiff import resize
-from jaxdiff.conditions import Cond, Condition
+from jaxdiff import data, resize
+from jaxdiff.conditions import Cond, Condition, hint
 from jaxdiff.drawing import Asked, Drawer
 from jaxdiff.experiment import Experiment
 from jaxdiff.losses import Loss
 from jaxdiff.media import Samples
 from jaxdiff.noise import check_key
+from jaxdiff.text_encoders import TextEncoder, condition_of
 from jaxdiff.types import Batch, Metrics, Params
 
-__all__ = ["Upscaler", "augmented_loss", "picture_shape"]
+__all__ = ["Upscaler", "augmented_loss", "known_pictures", "picture_shape"]
 
+MOST = 1024  # pictures of a condition, as many as an evaluation of captions compares
 _BLUR = 0.6  # pixels, with a kernel of 3 x 3 (Ramesh et al. 2022, arXiv:2204.06125)
+
+
+def known_pictures(condition: Condition, shown: data.Hinted, text: TextEncoder | None = None) -> Condition:
+    """Add low-resolution pictures of a data set to a condition, with `conditions.hint`: each to its class or caption.
+
+    Args:
+        condition: classes, or none.
+        shown: from `data.low_resolution`; up to 1,024 of its pictures are taken, spread evenly.
+        text: of captions, which become the condition's choices, in an order of chance, so that previews show all sorts.
+    """
+    count = min(MOST, len(shown))
+    if text is None:
+        known = data.load_arrays(shown, count)
+        return hint(condition, known["hint"], known.get("label"))
+    spread = [i * len(shown) // count for i in np.random.default_rng(0).permutation(count).tolist()]
+    examples = [example for part in data.read_ahead(shown, 64, spread) for example in part]
+    condition = condition_of(text, [example["captions"][0] for example in examples])
+    return hint(condition, np.stack([example["hint"] for example in examples]))
 
 
 def augmented_loss(loss: Loss, condition: Condition, *, max_level: float, blur: float = 0.0) -> Loss:

@@ -106,9 +106,12 @@ def latent_medium(
     def decode(params: Params, z: Array) -> Array:
         return codec.decode_latents(params[1]["vae"], z)
 
+    def encode(params: Params, images: Array) -> Array:
+        return codec.posterior(params[1]["vae"], images)[0]
+
     if pictures is None:
-        return media.images(shape, decode=decode, preview=10)
-    return replace(pictures, shape=shape, decode=decode)
+        return media.images(shape, decode=decode, encode=encode, preview=10)
+    return replace(pictures, shape=shape, decode=decode, encode=encode)
 
 
 def picture_medium(pictures: data.Dataset, source: str) -> Medium:

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import data
+from jaxdiff import data, train
 from jaxdiff.conditions import Condition
 from jaxdiff.experiment import Training
 from jaxdiff.losses import Loss
 from jaxdiff.options import Run
+from jaxdiff.text_encoders import TextEncoder
 
-__all__ = ["of"]
+__all__ = ["muon", "of"]
 
 
 def of(run: Run, source: Any, condition: Condition, *, loss: Loss, optimizer: Any, ema: Any, **more: Any) -> Training:
@@ -59,3 +60,21 @@ def of(run: Run, source: Any, condition: Condition, *, loss: Loss, optimizer: An
         preview_every=run.preview_every,
         **more,
     )
+
+
+def muon(run: Run, text: TextEncoder | None = None) -> Any:
+    """Muon, warmed up and with a cosine's decay; of a text encoder that learns with the network AdamW.
+
+    Args:
+        run: the common knobs.
+        text: the text encoder, where there is one.
+
+    Returns:
+        the optimizer, of the parameters that `models.of(..., text=text)` has.
+    """
+    rates: Any = {"warmup_steps": min(50, run.steps // 10), "steps": run.steps, "schedule": "cosine"}
+    optimizer = train.muon(run.lr, **rates)
+    if text is None or text.init is None:
+        return optimizer
+    # By Muon a small transformer forgets which word is which.
+    return train.by_part({"network": optimizer, "text": train.adamw(run.lr / 8, **rates)})

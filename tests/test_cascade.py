@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import jaxdiff as jd
-from jaxdiff import cascade, conditions, data, resize
+from jaxdiff import cascade, conditions, data, networks, resize, text_encoders
 from jaxdiff.cli import upscale
 from jaxdiff.export import export_sampler
 from jaxdiff.recipe import load
@@ -149,6 +149,51 @@ def test_the_experiments_network_is_given_the_picture_and_the_class():
     assert x.shape == (2, 8, 8, 1) and np.isfinite(x).all()
     other = draw(np.stack([grey[0], grey[1] + 255]), [1, 0])
     assert np.abs(other - x).max((1, 2, 3)).min() > 1e-3
+
+
+def test_known_pictures_are_those_of_their_captions():
+    names = [f"{colour} {thing}" for colour in ("red", "blue") for thing in ("car", "hat", "cup")]
+    x = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    shown = data.low_resolution(data.ArraySource(x, captions=[(name, "a thing") for name in names]), 4)
+    of_text = text_encoders.of_source("own", shown)
+    condition = cascade.known_pictures(conditions.none(), shown, of_text)
+    assert condition.choices == 6 and sorted(condition.names) == sorted(names) and "hat" in condition.vocabulary
+    chosen = condition.choose(np.arange(6))
+    for i, name in enumerate(condition.names):
+        hint = shown[names.index(name)]["hint"] / np.float32(255)
+        for cond in (condition.parse(name), {entry: a[i : i + 1] for entry, a in chosen.items()}):
+            np.testing.assert_allclose(cond["hint"][0], hint)
+            np.testing.assert_array_equal(cond["ids"], of_text.tokenize([name])["ids"])
+    with pytest.raises(ValueError, match="no picture of 'car' among the 6 at hand"):
+        condition.parse("car")
+    assert condition.parse_text("car").keys() == {"ids", "mask"}  # of a picture that is given
+
+
+@pytest.mark.slow
+def test_the_experiment_is_given_captions(monkeypatch):
+    """Its loss, traced alone, has both parts of the parameters; words and the picture each change what is answered."""
+    unet = networks.UNet  # of its levels the second alone, which attends to the words: each compiles for seconds
+    monkeypatch.setattr(networks, "UNet", lambda widths, **rest: unet(widths[:1], **rest | {"attention": (0,)}))
+    make = load(Path(__file__).parents[1] / "experiments" / "cascade.py")
+    knobs = {"width": 8, "size": 8, "batch": 2, "source": "twemoji"}
+    base, made = make(low=0, **knobs), make(low=4, split="train", **knobs)
+    for experiment, more in ((base, set()), (made, {"hint"})):
+        assert experiment.training.batch_spec.keys() == {"x", "ids", "mask"} | more
+        assert next(experiment.training.batches(0)).keys() == {"x", "ids", "mask"} | more
+    assert base.guidance == 2 and made.guidance == 1
+    learning, key, rng = made.training, jax.random.key(0), np.random.default_rng(0)
+    params = jax.eval_shape(made.model.init, key)
+    batch = {name: jax.ShapeDtypeStruct((2, *spec.shape), spec.dtype) for name, spec in learning.batch_spec.items()}
+    gradient = jax.eval_shape(lambda *given: jax.grad(learning.loss, has_aux=True)(*given)[0], params, key, batch)
+    assert gradient.keys() == {"network", "text"} == jax.eval_shape(learning.optimizer.init, params).inner_states.keys()
+    params = jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype(a.dtype), params)
+    read = [made.condition.parse_text(text) for text in ("red apple", "green heart", "red apple")]
+    cond = {name: np.concatenate([each[name] for each in read]) for name in read[0]}
+    grey = np.full((3, 4, 4, 3), 0.5, np.float32) + np.array([0, 0, 0.5], np.float32)[:, None, None, None]
+    given = made.condition.augment(example_keys(0, 3), {**cond, "hint": grey, "level": np.zeros(3, np.float32)})
+    apply = jax.jit(made.condition.encoded(made.model.apply))
+    x = np.asarray(apply(params, jnp.zeros((3, 8, 8, 3)), jnp.full(3, 500.0), given))
+    assert np.isfinite(x).all() and np.abs(x - x[:1]).max((1, 2, 3))[1:].min() > 1e-2
 
 
 @pytest.mark.slow

@@ -216,12 +216,16 @@ def test_mistakes_of_the_command(tmp_path, capsys):
         (("--prompt", "Bag", "--out", str(tmp_path / "b.jpg")), "--out must end in .png or .npz, or be a folder, got"),
         (("--prompt", "Bag", "--out", str(tmp_path / "b.PNG")), "--out must end in .png or .npz, or be a folder, got"),
         (("--prompt", "Bag", "--size", "8", "8"), "is no text-to-image directory"),
+        (("--outpaint", "0", "15000000", "9", "0"), "has at most 89,478,485 pixels, got 15,000,001 x 10"),
         (("--prompt", "Bag"), "a.png"),
+        (("--outpaint", "0", "8000000", "0", "0"), "has at most 89,478,485 pixels, got 8,000,012 x 12"),
     ):
         with pytest.raises(SystemExit):
-            main(["edit", str(tmp_path / "run"), "a.png", "--out", str(tmp_path / "b.png"), *args])
+            main(["edit", str(tmp_path / "run"), str(tmp_path / "a.png"), "--out", str(tmp_path / "b.png"), *args])
         assert words in " ".join(capsys.readouterr().err.split())
-    assert not any(tmp_path.iterdir())
+        if words == "a.png":  # which was not there
+            Image.new("L", (12, 12)).save(tmp_path / "a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 @pytest.mark.slow
@@ -253,6 +257,42 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["edit", "fashion", "small.png", "--prompt", "Sneaker"])
     assert "--fit scales" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_a_run_of_latents_edits_pictures():
+    """Encoded, drawn as latents are, and decoded; a latent, of 2 x 2 pixels here, is known where all its pixels are."""
+    made = tiny.experiment()
+
+    def encode(params, images):
+        return 0.5 * images.reshape(len(images), images.shape[1] // 2, 2, -1, 2, 1).mean((2, 4)) + 0.1
+
+    def decode(params, z):
+        return 2 * (z - 0.1).repeat(2, axis=1).repeat(2, axis=2)
+
+    latent = replace(made, medium=replace(made.medium, decode=decode, encode=encode))
+    generator = imagine.of_experiment(latent, made.model.init(None))
+    pictures = np.random.default_rng(1).integers(0, 256, (2, 12, 12, 1)).astype(np.uint8)
+    x = np.float32(pictures) / 127.5 - 1
+    z = np.asarray(encode(None, x))
+    drawn = partial(edit, generator, pictures[0], prompt="Bag")
+    np.testing.assert_allclose(drawn(strength=0.0), decode(None, z[:1]), atol=1e-6)
+    changed = tiny.by_hand(BAG, tiny.noise(3, 1), z[0], 0.5)
+    np.testing.assert_allclose(drawn(strength=0.5, seed=3), decode(None, changed[None]), atol=1e-5)
+    # Nothing of a picture is left where all of it is drawn anew.
+    full = [edit(generator, picture, prompt="Bag", mask=np.ones((12, 12), bool)) for picture in pictures]
+    np.testing.assert_array_equal(*full)
+    mask = np.zeros((12, 12), bool)
+    mask[:, 7:] = True
+    part = drawn(mask=mask, num=2)
+    np.testing.assert_array_equal(part[:, ~mask], np.broadcast_to(x[0][~mask], (2, 84, 1)))
+    assert np.abs(part[0] - part[1])[mask].min() > 0  # also in the latent of column 7, half of which is known
+    np.testing.assert_array_equal(part[:, ::2, 8:], part[:, 1::2, 8:])
+    # At no strength it is what the latents decode to.
+    np.testing.assert_allclose(drawn(mask=mask, strength=0.0)[0, mask], decode(None, z[:1])[0][mask], atol=1e-6)
+    wide = drawn(outpaint=(0, 2, 0, 0))
+    assert wide.shape == (1, 12, 14, 1)
+    np.testing.assert_array_equal(wide[0, :, :12], x[0])
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ def test_knobs_that_nothing_looks_at_and_those_out_of_range_are_refused(monkeypa
     cascade, fashion = (partial(load(FOLDER / f"{name}.py"), width=8, size=8) for name in ("cascade", "fashion"))
     for build, where, knobs in (
         (partial(cascade, low=0), "--low 0", {"level": 0.2, "max_level": 0.2, "blur": 0.2, "split": "train"}),
-        (partial(cascade, low=0), "data without classes", {"cond_dropout": 0.2}),
+        (partial(cascade, low=0), "data without captions and classes", {"cond_dropout": 0.2}),
         (fashion, "data without classes", {"cond_dropout": 0.2}),
     ):
         build()  # by their defaults they are not

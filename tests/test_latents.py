@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers.untrained import untrained
 
-from jaxdiff import conditions, data, interop, latents, losses, models, parameterize, run, sharding, train
+from jaxdiff import conditions, data, imagine, interop, latents, losses, models, parameterize, run, sharding, train
 from jaxdiff.autoencoders import Codec, VQCodec
 from jaxdiff.autoencoders.codec import decode_singly
 from jaxdiff.cli import main
@@ -203,6 +203,20 @@ def test_a_run_is_scaled_to_unit_variance_and_its_samples_are_decoded(tmp_path, 
     assert pictures.shape == (3, size, size, 1) and np.isfinite(pictures).all()
     drawer(params, 3, batch=3, seed=7)
     assert drawer._generate._cache_size() == 1
+    # Pictures are edited by way of their latents, and grow; nothing is trained here that would change one.
+    picture, mask = tmp_path / "pictures" / "a" / "0.png", tmp_path / "mask.png"
+    white = np.arange(size) > 2
+    write_pixels(mask, np.uint8(255 * np.tile(white, (size, 1)))[..., None])
+    main(["edit", str(workdir), str(picture), "--mask", str(mask), "--steps", "2", "--num", "1", "--strength", "0",
+          "--out", str(tmp_path / "same.npz")])  # fmt: skip
+    same = np.load(tmp_path / "same.npz")["x"][0]
+    pixels = X[:1, :size, :size] / np.float32(127.5) - 1
+    coded = vae.apply.decode_latents(vae.params, vae.apply.posterior(vae.params, pixels)[0])[0]
+    np.testing.assert_allclose(same[:, white], coded[:, white], atol=1e-5)
+    np.testing.assert_array_equal(same[:, ~white], pixels[0][:, ~white])
+    grown, large = imagine.of_run(workdir).stage(2), jax.ShapeDtypeStruct((1, 2 * size, 2 * size, 1), jnp.float32)
+    assert grown.picture_shape == large.shape[1:] and grown.encode is not None
+    assert jax.eval_shape(grown.encode, grown.params, large).shape == (1, 6, 6, 2) == (1, *grown.medium.shape)
     seen = []
     module = import_module("jaxdiff.media.images")
     monkeypatch.setattr(module, "_evaluator", lambda run, condition, *given: seen.append(given))

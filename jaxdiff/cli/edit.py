@@ -14,7 +14,7 @@ from jaxdiff.cli.pictures import read_mask, read_picture
 from jaxdiff.cli.places import try_out
 from jaxdiff.cli.sample import check_suffix
 from jaxdiff.data import read_image
-from jaxdiff.edit import STYLE_WEIGHT, Method, edit
+from jaxdiff.edit import STYLE_WEIGHT, Method, check_canvas, edit
 from jaxdiff.media import Samples, images
 from jaxdiff.media.images import save_images
 from jaxdiff.options import Count, Natural, Seed, Versions
@@ -80,28 +80,30 @@ def command(
     try_out(out)
     if prompt is None and style is None and mask is None and not any(outpaint):
         raise ValueError("edit takes --prompt, --style, --mask or --outpaint: what shall be drawn?")
+    check_canvas(size or (1, 1), outpaint)
     own_solver = method in ("edit_friendly", "prompt_to_prompt") or mask is not None or any(outpaint)
     if solver is not None and own_solver:
         raise ValueError(
             "--solver is for the whole picture: --mask and --outpaint, and --method edit_friendly and "
             "prompt_to_prompt, have solvers of their own"
         )
-    where, of_directory = parse_mesh(mesh), check_kind(run, size=size, base=base, variant=variant, control=control)
+    check_kind(run, size=size, base=base, variant=variant, control=control)
+    where = parse_mesh(mesh)
     controls, hints = read_controls(control)
     wanted = None if style is None else read_image(style)
-    for file in filter(None, (picture, mask)):
-        read_image(file)  # what is no picture shows before a model is read, which gives its size
+    # What is no picture, or too large, shows before a model is read, which gives its size.
+    given = [read_image(file) for file in (picture, mask) if file is not None]
+    if not fit:
+        check_canvas(given[0].shape, outpaint)
     generator = open_generator(
         run, steps=steps, solver=solver, size=size, base=base, variant=variant, weights=weights, controls=controls,
         mesh=where, trust=trust,
     )  # fmt: skip
-    drawn = generator.stage(1).medium.shape
-    if not of_directory and (len(drawn) != 3 or drawn[-1] not in (1, 3)):
-        raise ValueError(f"edit takes runs of pixels, and {run} draws latents or other data, of shape {list(drawn)}")
-    height, width = generator.history.size or drawn[:2]
-    shape = (height, width, 3 if of_directory else drawn[-1])
+    shape = generator.stage(1).picture_shape
+    if len(shape) != 3 or shape[-1] not in (1, 3):
+        raise ValueError(f"edit takes runs of pictures, and {run} draws other data, of shape {list(shape)}")
     x = read_picture(picture, shape, fit=fit)
-    inpaint_mask = None if mask is None else read_mask(mask, (height, width), fit=fit)
+    inpaint_mask = None if mask is None else read_mask(mask, (shape[0], shape[1]), fit=fit)
     with busy("drawing"):
         made = edit(
             generator, x, prompt=prompt, source=source, method=method, mask=inpaint_mask, outpaint=outpaint,

@@ -62,7 +62,7 @@ def command(
         remix: with --vary: what the variations show.
         upscale: number of a picture to draw at twice the size.
         again: number of a picture to draw again from the history alone.
-        strength: how much of a picture is changed, up to 1; by default 0.6, or 0.3 at twice the size.
+        strength: how much of a picture is changed, up to 1; by default 0.6; at twice the size 0.3, of a run 0.2.
         num: number of pictures; by default 4.
         seed: of the pictures' noise; pictures with other numbers have other noise.
         guidance: scale, 1 is off; by default the usual one, or the varied picture's.

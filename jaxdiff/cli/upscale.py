@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from jaxdiff.cli.options import Devices, Guidance, PicturesOut, SampleSteps, Tru
 from jaxdiff.cli.pictures import described, drawn_shape, read_picture
 from jaxdiff.cli.places import try_out
 from jaxdiff.cli.sample import check_suffix
+from jaxdiff.conditions import Cond
 from jaxdiff.drawing import draw, parameters, parsed
 from jaxdiff.experiment import Experiment
 from jaxdiff.hooks import change_sampling
@@ -32,6 +34,7 @@ def command(
     then: tuple[Path, ...] = (),
     num: Num | None = None,
     label: str | None = None,
+    prompt: str | None = None,
     level: float | None = None,
     fit: bool = False,
     guidance: Guidance = None,
@@ -51,6 +54,7 @@ def command(
         then: further runs, each of which makes the last one's pictures larger.
         num: samples of the base, by default as in a preview; or versions of each file, by default 1.
         label: what the pictures show, as for `jaxdiff sample`; by default what the base was asked for, or nothing.
+        prompt: the same in words, for runs with captions; each run reads them by its own vocabulary.
         level: of the noise that is put on the pictures; by default the run's.
         fit: scale a file to cover the run's size, crop the centre and convert its colours.
         seed: sample i depends on the seed, i and its picture.
@@ -60,6 +64,9 @@ def command(
         raise ValueError("what is made larger is either PICTURES or the samples of --base RUN")
     if base is not None:
         refuse_unused(command, "upscale --base", fit=fit)
+    if label is not None and prompt is not None:
+        raise ValueError("--label and --prompt both say what the pictures show: give one of them")
+    words = label if prompt is None else prompt
     where, paths = parse_mesh(mesh), (run, *then)
     if out is None:
         check_run(paths[-1])
@@ -77,15 +84,18 @@ def command(
     seeds = _seeds(seed)
     if first is not None:
         trained = parameters(first.experiment, first.path, mesh=where)
-        samples = draw(first.experiment, trained, num, words=label, seed=next(seeds), batch=batch, mesh=where)
+        samples = draw(first.experiment, trained, num, words=words, seed=next(seeds), batch=batch, mesh=where)
         x, cond = data.to_uint8(samples.x), samples.cond
+        texts = samples.names if first.experiment.condition.parse_text else ()
     else:
         x = np.repeat(np.stack([read_picture(file, shape, fit=fit) for file in pictures]), num or 1, axis=0)
-        cond = {} if label is None else parsed(stages[0].experiment.condition, [label])
+        texts = () if words is None else (words,)
+        cond = parsed(stages[0].experiment.condition, texts) if texts and not _of_texts(stages[0]) else {}
     for stage in stages:
         trained = parameters(stage.experiment, stage.path, mesh=where)
         enlarge = Upscaler(stage.experiment, where)
-        samples = enlarge(trained, x, cond=cond, level=level, seed=next(seeds), batch=batch)
+        asked = _read_texts(stage, texts) if _of_texts(stage) else cond
+        samples = enlarge(trained, x, cond=asked, level=level, seed=next(seeds), batch=batch)
         x = data.to_uint8(samples.x)
     # As many columns as there are samples, where they are few.
     stages[-1].experiment.medium.save(out, samples._replace(choices=min(len(x), 10)))
@@ -95,6 +105,19 @@ def command(
 class _Stage(NamedTuple):
     path: Path
     experiment: Experiment
+
+
+def _of_texts(stage: _Stage) -> bool:
+    return stage.experiment.condition.parse_text is not None
+
+
+def _read_texts(stage: _Stage, texts: Sequence[str]) -> Cond:
+    """What texts, one for each picture or one for all, are to a stage: others have other tokens."""
+    condition = stage.experiment.condition
+    condition = replace(condition, parse=condition.parse_text or condition.parse)
+    read = {text: parsed(condition, [text]) for text in dict.fromkeys(texts)}
+    parts = [read[text] for text in texts]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 def _seeds(seed: int) -> Iterator[int]:
@@ -114,5 +137,5 @@ def _check_chain(stages: list[_Stage]) -> None:
                 f"{large.path} takes pictures of {described(taken)}, and {small.path} makes {described(made)}"
             )
         passed = asked.spec.keys() & given.spec.keys() - set(given.unasked)  # e.g. the label
-        if passed and asked.names and given.names and asked.names != given.names:
+        if passed and given.parse_text is None and asked.names and given.names and asked.names != given.names:
             raise ValueError(f"{large.path} has other classes than {small.path}: {given.names} and {asked.names}")

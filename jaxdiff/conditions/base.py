@@ -53,6 +53,8 @@ class Condition:
             noise on a picture, and what is computed of it, on the devices. By default the condition itself.
         encode: (params, condition) -> what the network is given, on the devices, e.g. by a text encoder whose
             parameters are among the model's frozen ones. By default the condition itself.
+        parse_text: any text -> the entries that it asks for, leaves [1, ...], without those that are `unasked`; None:
+            words are of a closed set, such as classes.
     """
 
     spec: Mapping[str, jax.ShapeDtypeStruct]
@@ -67,6 +69,7 @@ class Condition:
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict, repr=False)
     augment: Callable[[Array, Cond], Cond] = field(default=unaugmented, repr=False)
     encode: Callable[[Params, Cond], Cond] = field(default=unchanged, repr=False)
+    parse_text: Callable[[str], Cond] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         Range(0).check("condition.choices", self.choices)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,21 +47,30 @@ def hint(condition: Condition, pictures: np.ndarray, numbers: Sequence[int] | np
     present = np.unique(numbers)
     own = [np.flatnonzero(numbers == number) for number in present]
 
+    @cache
+    def turns() -> dict[Any, int]:
+        """The first turn of each condition."""
+        return {_bytes(condition.choose(present[[turn]])): turn for turn in reversed(range(len(present)))}
+
     def choose(index: np.ndarray) -> Cond:
         rounds, turn = np.divmod(np.asarray(index), len(present))
         taken = [own[t][r % len(own[t])] for t, r in zip(turn, rounds, strict=True)]
         return {**condition.choose(present[turn]), "hint": pictures[taken].astype(np.float32) / 255}
 
     def parse(words: str) -> Cond:
-        asked = condition.parse(words)
-        for turn, number in enumerate(present):
-            if all(np.array_equal(a, asked[name]) for name, a in condition.choose(np.array([number])).items()):
-                return choose(np.array([turn]))
-        raise ValueError(f"there is no picture of {words!r} among the {len(pictures)} at hand")
+        turn = turns().get(_bytes(condition.parse(words)))
+        if turn is None:
+            raise ValueError(f"there is no picture of {words!r} among the {len(pictures)} at hand")
+        return choose(np.array([turn]))
 
     spec = {**condition.spec, "hint": jax.ShapeDtypeStruct(pictures.shape[1:], jnp.float32)}
     names = condition.names if len(present) == condition.choices else ()  # turns of some have others' names
     return replace(condition, spec=spec, choose=choose, parse=parse, names=names, unasked=(*condition.unasked, "hint"))
+
+
+def _bytes(cond: Cond) -> tuple[tuple[str, bytes], ...]:
+    """What is equal for equal conditions."""
+    return tuple(sorted((name, np.asarray(a).tobytes()) for name, a in cond.items()))
 
 
 def noised(

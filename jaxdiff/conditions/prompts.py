@@ -59,4 +59,5 @@ def prompts(
         vocabulary=tuple(vocabulary),
         null=empty,
         encode=encode,
+        parse_text=parse,
     )

@@ -27,7 +27,7 @@ from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import num_batch_shards
 from jaxdiff.types import Params
 
-__all__ = ["edit"]
+__all__ = ["STYLE_WEIGHT", "check_canvas", "edit"]
 
 STRENGTH = 0.6  # of the whole picture, by default; a part of it is drawn from noise alone
 RESAMPLE = 4  # how often a step is taken again, so that the new goes with the old
@@ -130,6 +130,24 @@ def edit(
     return np.where(inpaint_mask[..., None], drawn, canvas) if partly else drawn
 
 
+def check_canvas(size: tuple[int, ...], outpaint: tuple[int, int, int, int]) -> None:
+    """Check what is added at the edges of a picture.
+
+    Args:
+        size: (height, width) of the picture, or the least that it can be.
+        outpaint: pixels to add on the left, right, top and bottom.
+
+    Raises:
+        UserError: they are no numbers of pixels, or the canvas would have too many.
+    """
+    left, right, top, bottom = outpaint
+    if min(outpaint) < 0:
+        raise UserError(f"what is added at the edges is a number of pixels, at least 0, got {outpaint}")
+    height, width = size[0] + top + bottom, size[1] + left + right
+    if height * width > MOST_PIXELS:
+        raise UserError(f"a canvas has at most {MOST_PIXELS:,} pixels, got {width:,} x {height:,}")
+
+
 def _check(
     *,
     prompt: str | None,
@@ -158,17 +176,13 @@ def _canvas(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The picture in [-1, 1] with what is added at its edges, and where it is drawn anew."""
     left, right, top, bottom = outpaint
-    if min(outpaint) < 0:
-        raise UserError(f"what is added at the edges is a number of pixels, at least 0, got {outpaint}")
+    check_canvas(picture.shape[:2], outpaint)
     if mask is not None and not np.isin(mask, (0, 1)).all():
         raise UserError("a mask is 1 where the picture is drawn anew and else 0, and this one has other values")
     inpaint_mask = np.zeros(picture.shape[:2], bool) if mask is None else np.asarray(mask, bool)
     if inpaint_mask.shape != picture.shape[:2]:
         raise UserError(f"a mask has the size of its picture, {picture.shape[:2]}, got {inpaint_mask.shape}")
     edges = (top, bottom), (left, right)
-    height, width = (n + sum(edge) for n, edge in zip(picture.shape, edges, strict=False))
-    if height * width > MOST_PIXELS:
-        raise UserError(f"a canvas has at most {MOST_PIXELS:,} pixels, got {width:,} x {height:,}")
     if mask is not None and not inpaint_mask.any():
         raise UserError("the mask is black everywhere: white is where the picture is drawn anew")
     x = np.float32(picture) / 127.5 - 1
@@ -200,19 +214,18 @@ def _condition(
 
 
 def _encoder(stage: Stage) -> Callable[[Any, Array], Array]:
-    """Images to x0: those of a directory to latents, those of a run as they are."""
-    if stage.encode is not None:
-        return stage.encode
+    """Images to x0: as the stage encodes them, or, where it has nothing to encode, as they are."""
 
-    def as_they_are(params: Params, images: Array) -> Array:
-        shape = jax.eval_shape(stage.medium.decode, params, images).shape
-        if shape != images.shape or images.shape[-1] != stage.medium.shape[-1]:
+    def encode(params: Params, images: Array) -> Array:
+        x0 = images if stage.encode is None else stage.encode(params, images)
+        shape = jax.eval_shape(stage.medium.decode, params, x0).shape
+        if shape != images.shape or x0.shape[-1] != stage.medium.shape[-1]:
             raise UserError(
-                f"the run draws {stage.medium.shape}, and pictures of {images.shape[1:]} are not what it takes"
+                f"the run draws pictures of {stage.picture_shape}, and one of {images.shape[1:]} is not what it takes"
             )
-        return images
+        return x0
 
-    return as_they_are
+    return encode
 
 
 def _redrawn(stage: Stage, *, guided: bool, mesh: Mesh | None) -> Callable[..., Array]:

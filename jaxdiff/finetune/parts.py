@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxdiff import interop, losses, media
+from jaxdiff import interop, losses, media, models
 from jaxdiff.distill import Context
 from jaxdiff.experiment import Model
 from jaxdiff.finetune.asked import Asked, network_cond
@@ -105,8 +105,7 @@ def make_medium(origin: Origin, shape: tuple[int, ...], source: str) -> Medium:
         source: of the data.
     """
     if origin.autoencoder is not None:
-        codec = origin.autoencoder.apply
-        return media.images(shape, decode=lambda params, z: codec.decode_latents(params[1]["vae"], z), preview=8)
+        return replace(models.latent_medium(shape, origin.autoencoder), preview=8)
     return media.images(shape, source=source) if shape[-1] in (1, 3) else media.latents(shape)
 
 

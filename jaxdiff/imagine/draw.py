@@ -61,6 +61,8 @@ def draw(
             if m in held:
                 break
             needed.add(m)
+    for n in needed:
+        generator.stage(history.picture(n).scale)  # a size that it doesn't make is refused before anything is drawn
     drawn: dict[int, Drawn] = {}
     for group in _groups(history, sorted(needed)):
         drawn |= _draw(generator, history, group, held)

@@ -56,6 +56,12 @@ class Stage(NamedTuple):
     encode: Callable[[Any, Array], Array] | None = None
     controls: Mapping[str, HintShape] = MappingProxyType({})
 
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        """Of what is drawn, decoded: (height, width, channels) of pictures."""
+        x = jax.ShapeDtypeStruct((1, *self.medium.shape), np.float32)
+        return jax.eval_shape(self.medium.decode, self.params, x).shape[1:]
+
 
 class Generator:
     """A model that draws pictures by programs that are compiled once.
@@ -193,17 +199,36 @@ def of_experiment(
     """
     if experiment.model.generate is not None:
         raise UserError("imagine draws by noising and denoising, and this run's network makes its examples in one call")
-    merged = experiment.model.merge_frozen(params)
+    merged, medium = experiment.model.merge_frozen(params), experiment.medium
+    usual = Stage(merged, experiment.model, experiment.sampling, experiment.condition, medium, medium.encode)
 
     def stage(scale: int) -> Stage:
-        if scale > 1:
-            raise UserError(
-                "the network of a run makes pictures of one size; those of directories of Stable Diffusion and Flux "
-                "make larger ones, too"
-            )
-        return Stage(merged, experiment.model, experiment.sampling, experiment.condition, experiment.medium)
+        return usual if scale == 1 else _grown(usual, scale)
 
     return _generator(stage, solver=solver, weights=weights, mesh=mesh)
+
+
+def _grown(usual: Stage, scale: int) -> Stage:
+    """A stage whose network, with the same parameters, sees a larger grid."""
+    shape = usual.medium.shape
+    if usual.encode is None or len(shape) != 3:
+        raise UserError(f"what grows is a picture, and this run makes other data, of shape {list(shape)}")
+    larger = usual._replace(medium=replace(usual.medium, shape=(scale * shape[0], scale * shape[1], shape[2])))
+    model, condition = usual.model, usual.condition
+
+    def predict(params: Params, x: Array, noise: Array, cond: Cond) -> Any:
+        return model.apply(params, x, noise, condition.encode(params, cond))
+
+    x, noise = (jax.ShapeDtypeStruct((1, *rest), np.float32) for rest in (larger.medium.shape, ()))
+    try:
+        jax.eval_shape(predict, usual.params, x, noise, condition.zeros())
+    except Exception as error:  # of any kind: Flax has its own, of which this room knows nothing
+        height, width, _ = larger.picture_shape
+        reason = str(error).split("\n")[0].split(" (https://")[0]
+        raise UserError(
+            f"the network of this run does not draw pictures of {width} x {height}, as convolutional ones do: {reason}"
+        ) from error
+    return larger
 
 
 def of_run(

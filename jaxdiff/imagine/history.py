@@ -179,7 +179,7 @@ def upscale(
     history: History,
     n: int,
     *,
-    strength: float = 0.3,
+    strength: float | None = None,
     seed: int = 0,
     guidance: float | None = None,
     hints: Sequence[Hint] | None = None,
@@ -189,7 +189,8 @@ def upscale(
     Args:
         history: the pictures so far.
         n: number of the picture.
-        strength, seed, guidance, hints: as for `vary`.
+        strength: as for `vary`; None is 0.3 for a directory, whose network is made for several sizes, and else 0.2.
+        seed, guidance, hints: as for `vary`.
 
     Returns:
         the longer history.
@@ -204,6 +205,7 @@ def upscale(
         raise ValueError(f"pictures grow up to {LARGEST} times, and picture {n} has grown {parent.scale} times already")
     guidance = parent.guidance if guidance is None else guidance
     hints = parent.hints if hints is None else tuple(hints)
+    strength = (0.2 if history.size is None else 0.3) if strength is None else strength
     return _add(history, Picture(parent.prompt, seed, guidance, n, strength, scale, hints=hints), 1)
 
 

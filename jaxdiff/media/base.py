@@ -74,6 +74,7 @@ class Medium:
         save: (file or folder, samples) writes them; its suffix, one of `suffixes`, decides how.
         suffixes: of the files that `save` writes, the first for previews; "" is a folder.
         decode: (params, x) -> x as people want it, on the devices, e.g. images of latents.
+        encode: (params, what decode gives) -> x, e.g. latents of images; None: nothing begins with what is given.
         preview: examples in a preview and drawn at a time; the last preview has `last` of them.
         last: examples in the last preview; None: twice as many.
         path: whether `save` shows how samples came about, `Samples.path`.
@@ -87,6 +88,7 @@ class Medium:
     save: Callable[[Path, Samples], Any] = field(repr=False)
     suffixes: tuple[str, ...] = (".npz",)
     decode: Callable[[Params, Array], Array] = field(default=as_decoded, repr=False)
+    encode: Callable[[Params, Array], Array] | None = field(default=None, repr=False)
     preview: int = 50
     last: int | None = None
     path: bool = False

@@ -27,6 +27,7 @@ def images(
     *,
     source: str | None = None,
     decode: Callable[..., Any] | None = None,
+    encode: Callable[..., Any] | None = None,
     preview: int = 50,
     captions: bool = False,
 ) -> Medium:
@@ -36,6 +37,7 @@ def images(
         shape: (height, width, channels) as the network gets it; 1 or 3 channels, unless they are decoded.
         source: name of the data for `jaxdiff eval`, see `data.open_dataset`; None: samples are not measured.
         decode: (params, x) -> images, of a network of latents.
+        encode: (params, images) -> x, of such a network.
         preview: images in a preview; the last has twice as many.
         captions: write under each image of a grid what was asked for, and frame what training never shows.
 
@@ -59,6 +61,7 @@ def images(
         partial(save_images, captions=captions),
         (".png", ".npz", ""),
         decode=as_decoded if decode is None else decode,
+        encode=as_decoded if decode is None else encode,
         preview=preview,
         evaluator=None if source is None else evaluator,
         least_of_each=0 if source is None else LEAST_OF_CLASS,

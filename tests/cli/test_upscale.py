@@ -23,6 +23,9 @@ RUNS = {
     "large": {"size": 16, "low": 8},
     "colour": {"size": 8, "low": 4, "channels": 3},
     "shoes": {"size": 16, "low": 8, "names": ("boot", "sandal")},
+    # Of captions, each by a vocabulary of its own.
+    "texts": {"size": 4, "low": 0, "words": ("coat", "bag")},
+    "larger texts": {"size": 8, "low": 4, "words": ("shoe", "bag", "coat")},
 }
 
 
@@ -92,6 +95,24 @@ def test_a_base_draws_what_is_made_larger(runs, tmp_path):
     np.testing.assert_allclose(
         arrays["x"], np.array([-0.5, 0, -0.5])[:, None, None, None] + np.zeros((16, 16, 1)), atol=0.01
     )
+
+
+def test_each_stage_reads_the_captions_by_its_own_vocabulary(runs, picture, tmp_path, capsys):
+    out, stage = tmp_path / "a.npz", runs / "larger texts"
+    with one_device():
+        main(["upscale", str(stage), "--base", str(runs / "texts"), "--num", "3", "--out", str(out)])
+        arrays = np.load(out)
+        assert arrays["ids"].tolist() == [2, 1, 2]  # coat, bag, coat
+        np.testing.assert_allclose(arrays["x"].mean((1, 2, 3)), [-0.75, 0.75, -0.75], atol=0.01)
+        main(["upscale", str(stage), str(picture), "--prompt", "shoe", "--out", str(tmp_path / "shoe.npz")])
+        main(["upscale", str(stage), str(picture), str(picture), "--prompt", "bag", "--out", str(out)])
+        # A base of classes has no words for it, and the other way round: nothing is said.
+        main(["upscale", str(stage), "--base", str(runs / "base"), "--num", "2", "--out", str(tmp_path / "b.npz")])
+    shoe, bags = np.load(tmp_path / "shoe.npz")["x"], np.load(out)["x"]
+    np.testing.assert_allclose(bags, np.repeat(shoe, 2, axis=0) + 0.25, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "b.npz")["x"].mean((1, 2, 3)), [-0.5, 0], atol=0.01)
+    assert "unknown words: ['hat']" in fails(capsys, stage, picture, "--prompt", "hat")
+    assert "give one of them" in fails(capsys, stage, picture, "--prompt", "bag", "--label", "bag")
 
 
 def test_a_picture_of_another_size_or_colour(runs, picture, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Pictures of histories: against the formula in numpy, again bit for bit, and by one program."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -7,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import tiny_classes as tiny
+from helpers import tiny_pictures
 
 from jaxdiff import imagine
 from jaxdiff.cli.errors import sentence
-from jaxdiff.imagine import Generator
+from jaxdiff.experiment import UserError
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import example_keys
 
@@ -129,8 +131,6 @@ def test_a_history_of_another_model_is_refused(generator, history):
     with pytest.raises(ValueError, match="label must be in") as error:
         imagine.draw(generator, imagine.begin(history, "Bags"), [11])
     assert sentence(error.value).endswith("got Bags")
-    with pytest.raises(ValueError, match="the network of a run makes pictures of one size"):
-        imagine.draw(generator, imagine.upscale(history, 1), [11])
     alone = replace(made, sampling=replace(made.sampling, guidance=1), condition=replace(made.condition, null=None))
     unguided = imagine.of_experiment(alone, made.model.init(None))
     with pytest.raises(ValueError, match="--guidance 1"):
@@ -138,24 +138,39 @@ def test_a_history_of_another_model_is_refused(generator, history):
 
 
 @pytest.mark.slow
-def test_a_picture_that_grows_begins_with_what_it_was(generator):
-    """A stage of twice the size draws at that size, from the smaller picture enlarged, encoded and noised."""
-    small, large = tiny.experiment(), tiny.experiment()
-    large = replace(large, medium=replace(large.medium, shape=(12, 12, 1)))
-
-    def stage(scale):
-        made = {1: small, 2: large}[scale]
-        parts = made.model, made.sampling, made.condition, made.medium
-        return imagine.Stage(made.model.init(None), *parts, lambda params, x: x + 0.5)
-
-    growing = Generator(stage, generator.history)
-    history = imagine.upscale(imagine.begin(generator.history, "Bag", num=1), 1, strength=0.1)
-    pictures = imagine.draw(growing, history, [1, 2])
+def test_a_picture_that_grows_begins_with_what_it_was():
+    """Enlarged, encoded and noised, it is denoised by the run's own network on the larger grid."""
+    made = tiny.experiment()
+    pixels = replace(made.medium, decode=lambda params, x: x - 0.5, encode=lambda params, x: x + 0.5)
+    made = replace(made, medium=pixels)
+    growing, other = (imagine.of_experiment(made, made.model.init(None)) for _ in range(2))
+    history = imagine.upscale(imagine.begin(growing.history, "Bag", num=1), 1, strength=0.1)
+    history = imagine.upscale(imagine.remix(history, 2, "Sneaker", num=1), 2)
+    pictures = imagine.draw(growing, history, [1, 2, 3, 4])
     larger = jnp.clip(jax.image.resize(pictures[1].picture, (12, 12, 1), "bicubic"), -1, 1)
+    np.testing.assert_allclose(growing.enlarge(2)(jnp.asarray(pictures[1].x0[None]))[0], larger + 0.5, atol=1e-6)
     want = tiny.by_hand(2, tiny.noise(0, 2, (12, 12, 1)), np.asarray(larger) + 0.5, 0.1)
-    np.testing.assert_allclose(pictures[2].picture, want, atol=1e-5)
-    varied = imagine.draw(growing, imagine.vary(history, 2, num=1), [3], known={2: pictures[2].x0})[3]
-    assert varied.picture.shape == (12, 12, 1)
+    np.testing.assert_allclose(pictures[2].x0, want, atol=1e-5)
+    np.testing.assert_allclose(pictures[2].picture, want - 0.5, atol=1e-5)
+    remixed = tiny.by_hand(0, tiny.noise(0, 3, (12, 12, 1)), pictures[2].x0, 0.6)
+    np.testing.assert_allclose(pictures[3].x0, remixed, atol=1e-5)
+    assert pictures[4].picture.shape == (24, 24, 1)
+    again = imagine.draw(other, history, [4])[4]  # by its history alone
+    np.testing.assert_array_equal(again.picture, pictures[4].picture)
+
+
+def test_what_does_not_grow_is_refused_before_anything_is_drawn(monkeypatch):
+    """A network of one size, and what is no picture."""
+    dense, plain = tiny_pictures.experiment(), tiny.experiment()
+    plain = replace(plain, medium=replace(plain.medium, encode=None))
+    for experiment, words in (
+        (dense, "the network of this run does not draw pictures of 16 x 16, as convolutional ones do: .*(256, 16)"),
+        (plain, "what grows is a picture, and this run makes other data, of shape [6, 6, 1]"),
+    ):
+        one = imagine.of_experiment(experiment, experiment.model.init(jax.random.key(0)))
+        monkeypatch.setattr(one, "sampler", None)
+        with pytest.raises(UserError, match=re.escape(words).replace(r"\.\*", ".*")):
+            imagine.draw(one, imagine.upscale(imagine.begin(one.history, "1", num=1), 1), [2])
 
 
 def test_fingerprints_are_of_names_types_shapes_and_bits():

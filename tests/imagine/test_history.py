@@ -29,6 +29,8 @@ def test_each_verb_adds_pictures_and_changes_none():
     assert history.picture(5) == imagine.Picture("a cat", 0, 1.5, 2, 0.6)
     assert history.picture(6) == imagine.Picture("a dog", 7, 3.0, 5, 0.25)
     assert history.picture(7) == imagine.Picture("a dog", 0, 3.0, 6, 0.3, 2)
+    of_run = history._replace(size=None)
+    assert imagine.upscale(of_run, 6).picture(8).strength == 0.2
     assert imagine.vary(history, 7, num=1).picture(8).scale == 2
     assert imagine.lineage(history, 7) == [2, 5, 6, 7] and imagine.lineage(history, 4) == [4]
     signed = history._replace(pictures=tuple(p._replace(x0=WEIGHTS) for p in history.pictures))
