@@ -51,15 +51,18 @@ def experiment(
         refuse_unused(experiment, "data without captions and classes", cond_dropout=cond_dropout)
     dropout: Any = {"null_cond": condition.null, "cond_dropout": cond_dropout} if condition.null else {}
     apply, times = condition.encoded(model.apply), jd.times.stratified()
-    loss = jd.losses.latent_loss(jd.losses.denoising_loss(apply, process, model.prediction, times=times, **dropout))
+    loss = jd.losses.denoising_loss(apply, process, model.prediction, times=times, **dropout)
+    of_latents: Any = jd.losses.latent_loss
+    if not encode_once:
+        of_latents = lambda loss: latents.encoding_loss(jd.losses.latent_loss(loss), vae)  # noqa: E731
     examples: Any = latents.Latents(pictures, vae, condition, mesh) if encode_once else pictures
     rates: Any = {"warmup_steps": min(50, run.steps // 10), "steps": run.steps, "schedule": "cosine"}
     optimizer = train.muon(run.lr, **rates)
     if of_text and of_text.init:  # as in the experiment emoji
         optimizer = train.by_part({"network": optimizer, "text": train.adamw(run.lr / 8, **rates)})
     learning = training.of(
-        run, examples, condition, loss=loss if encode_once else latents.encoding_loss(loss, vae), optimizer=optimizer,
-        ema=train.ema.warmup(ema), encode=of_text.tokenize if of_text else None,
+        run, examples, condition, loss=of_latents(loss), optimizer=optimizer, ema=train.ema.warmup(ema),
+        encode=of_text.tokenize if of_text else None, of_batches=of_latents,
     )  # fmt: skip
     guidance = 3.0 if condition.null else 1.0
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=16, guidance=guidance)
