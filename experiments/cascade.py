@@ -1,8 +1,5 @@
 """A stage of a cascade: small pictures made larger (`--size 28 --low 14`), or the small ones (`--size 14 --low 0`)."""
 
-from functools import partial
-from typing import Any
-
 import jaxdiff as jd
 from jaxdiff import cascade, conditions, data, media, models, networks, train, training
 from jaxdiff.experiment import Experiment, Sampling, compute_dtype
@@ -62,15 +59,12 @@ def experiment(
     model = models.of(network, process, jd.parameterize.velocity, shape=pictures.shape, condition=condition)
     dropout = {"null_cond": condition.null, "cond_dropout": cond_dropout} if classes else {}
     loss = jd.losses.denoising_loss(model.apply, process, model.prediction, times=jd.times.logit_normal(), **dropout)
-    augmented: Any = None
-    if low:
-        augmented = partial(cascade.augmented_loss, condition=condition, max_level=max_level, blur=blur)
-        loss = augmented(loss)
     optimizer = train.muon(run.lr, warmup_steps=min(50, run.steps // 10), steps=run.steps, schedule="cosine")
     guidance = 2.0 if classes and not low else 1.0
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=16, guidance=guidance)
     learning = training.of(
-        run, pictures, given, loss=loss, optimizer=optimizer, ema=train.ema.warmup(ema), of_batches=augmented
-    )
+        run, pictures, given, loss=loss, optimizer=optimizer, ema=train.ema.warmup(ema),
+        of_batches=(lambda f: cascade.augmented_loss(f, condition, max_level=max_level, blur=blur)) if low else None,
+    )  # fmt: skip
     medium = media.images(pictures.shape, source=source)
     return Experiment(model, learning, sampling, condition, medium, run.seed)

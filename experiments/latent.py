@@ -52,17 +52,16 @@ def experiment(
     dropout: Any = {"null_cond": condition.null, "cond_dropout": cond_dropout} if condition.null else {}
     apply, times = condition.encoded(model.apply), jd.times.stratified()
     loss = jd.losses.denoising_loss(apply, process, model.prediction, times=times, **dropout)
-    of_latents: Any = jd.losses.latent_loss
-    if not encode_once:
-        of_latents = lambda loss: latents.encoding_loss(jd.losses.latent_loss(loss), vae)  # noqa: E731
+    of_latents = jd.losses.latent_loss
     examples: Any = latents.Latents(pictures, vae, condition, mesh) if encode_once else pictures
     rates: Any = {"warmup_steps": min(50, run.steps // 10), "steps": run.steps, "schedule": "cosine"}
     optimizer = train.muon(run.lr, **rates)
     if of_text and of_text.init:  # as in the experiment emoji
         optimizer = train.by_part({"network": optimizer, "text": train.adamw(run.lr / 8, **rates)})
     learning = training.of(
-        run, examples, condition, loss=of_latents(loss), optimizer=optimizer, ema=train.ema.warmup(ema),
-        encode=of_text.tokenize if of_text else None, of_batches=of_latents,
+        run, examples, condition, loss=loss, optimizer=optimizer, ema=train.ema.warmup(ema),
+        encode=of_text.tokenize if of_text else None,
+        of_batches=of_latents if encode_once else lambda loss: latents.encoding_loss(of_latents(loss), vae),
     )  # fmt: skip
     guidance = 3.0 if condition.null else 1.0
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=16, guidance=guidance)
