@@ -159,8 +159,8 @@ def test_it_trains_and_draws(method, teacher, tmp_path):
 def test_a_run_that_is_cut_in_the_middle_of_a_stage_goes_on_to_the_bit(parts, tmp_path):
     """Progressive distillation has a stage for each halving: the teacher, an average, is a part of the state."""
     ends = {}
-    for name, parts in {"straight": [12], "cut": [5, 12]}.items():
-        for steps in parts:
+    for name, stops in {"straight": [12], "cut": [5, 12]}.items():
+        for steps in stops:
             experiment = student_of(parts, "progressive", steps=12)
             experiment = replace(experiment, training=replace(experiment.training, steps=steps))
             with one_device():  # on eight a run goes on to the bit above
@@ -236,7 +236,7 @@ def test_a_critic_of_a_transformer_and_its_student_have_turns(monkeypatch):
     update = jax.jit(train.make_update(part.loss, part.optimizer, key=jax.random.key(0), given=part.given, **options))
     state = train.new_state(begin, part.optimizer, **options)
     for batch, turn in zip(plain.training.batches(0), ("critic", "student"), strict=False):
-        after, metrics = update(state, batch, {"teacher": teacher})
+        after, metrics = update(state, batch, {"teacher": teacher, "model": None})
         assert np.isfinite(metrics["loss"])
         for name, player in after.params.items():
             moved = jax.tree.map(lambda a, b: np.any(a != b), player, state.params[name])
