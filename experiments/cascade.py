@@ -60,10 +60,11 @@ def experiment(
     model = models.of(network, process, velocity, shape=pictures.shape, condition=condition, text=of_text)
     dropout: Any = {"null_cond": condition.null, "cond_dropout": cond_dropout} if condition.null else {}
     loss = jd.losses.denoising_loss(condition.encoded(model.apply), process, model.prediction, times=times, **dropout)
-    if low:
-        loss = cascade.augmented_loss(loss, condition, max_level=max_level, blur=blur)
+    augmented = (lambda f: cascade.augmented_loss(f, condition, max_level=max_level, blur=blur)) if low else None
     guidance = 2.0 if condition.null and not low else 1.0
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=16, guidance=guidance)
     optimizer, decay, tokenize = training.muon(run, of_text), train.ema.warmup(ema), of_text and of_text.tokenize
-    learning = training.of(run, pictures, given, loss=loss, optimizer=optimizer, ema=decay, encode=tokenize)
+    learning = training.of(
+        run, pictures, given, loss=loss, of_batches=augmented, optimizer=optimizer, ema=decay, encode=tokenize
+    )
     return Experiment(model, learning, sampling, condition, models.picture_medium(measured, source), run.seed)

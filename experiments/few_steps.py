@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from jax.sharding import Mesh
+
 from jaxdiff import few_steps, train
 from jaxdiff.experiment import Experiment
 from jaxdiff.options import File, Run, Scale, Steps
@@ -19,15 +21,17 @@ def experiment(
     run: Run = Run(steps=600, batch=32, lr=2e-3, preview_every=300),
     guidance: Scale | None = None,
     sample_steps: Steps | None = None,
+    mesh: Mesh | None = None,
 ) -> Experiment:
     """Few-step training, from the weights of a trained run; each method of `jaxdiff.distill`.
 
     Args:
-        teacher: the folder of the trained run.
+        teacher: the folder of the trained run, or emoji or fashion, which come with the package.
         method: how the student learns.
         guidance: classifier-free guidance scale that is distilled into the student; by default that of the run's
             samples.
         sample_steps: steps of a sample, for which some methods train; by default 1, of `guidance` those of the run.
+        mesh: where the arrays lie that teacher and student share; None is the default device.
     """
 
     def optimizer(updates: int, rate: float) -> Any:
@@ -36,6 +40,6 @@ def experiment(
             return train.adamw(rate * run.lr, b1=0.0, b2=0.95, **options)
         return train.muon(rate * run.lr, **options)
 
-    original = few_steps.load_teacher(teacher, run, guidance)
+    original = few_steps.load_teacher(teacher, run, guidance, mesh)
     chosen = few_steps.choose(original, run, method, guidance=guidance, steps=sample_steps)
     return few_steps.experiment_of(original, chosen, run, optimizer=optimizer)

@@ -51,11 +51,13 @@ def experiment(
         refuse_unused(experiment, "data without captions and classes", cond_dropout=cond_dropout)
     dropout: Any = {"null_cond": condition.null, "cond_dropout": cond_dropout} if condition.null else {}
     apply, times = condition.encoded(model.apply), jd.times.stratified()
-    loss = jd.losses.latent_loss(jd.losses.denoising_loss(apply, process, model.prediction, times=times, **dropout))
+    loss = jd.losses.denoising_loss(apply, process, model.prediction, times=times, **dropout)
+    of_latents = jd.losses.latent_loss
     examples: Any = latents.Latents(pictures, vae, condition, mesh) if encode_once else pictures
     learning = training.of(
-        run, examples, condition, loss=loss if encode_once else latents.encoding_loss(loss, vae),
-        optimizer=training.muon(run, of_text), ema=train.ema.warmup(ema), encode=of_text.tokenize if of_text else None,
+        run, examples, condition, loss=loss, optimizer=training.muon(run, of_text), ema=train.ema.warmup(ema),
+        encode=of_text.tokenize if of_text else None,
+        of_batches=of_latents if encode_once else lambda loss: latents.encoding_loss(of_latents(loss), vae),
     )  # fmt: skip
     guidance = 3.0 if condition.null else 1.0
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=16, guidance=guidance)

@@ -61,10 +61,10 @@ def experiment(
             loss = jd.losses.denoising_loss(apply, process, prediction, null_cond=condition.null, **options)
         else:
             (model, loss), sampling = unclip.direct_prior(mlp, condition, embedder), None
-    loss = unclip.embedded_loss(loss, embedder, into="embedding" if part == "decoder" else "x")
     optimizer = train.muon(run.lr, warmup_steps=min(50, run.steps // 10), steps=run.steps, schedule="cosine")
     learning = training.of(
         run, pictures, learned, loss=loss, optimizer=optimizer, ema=train.ema.warmup(ema),
         encode=None if part == "decoder" else encode,
+        of_batches=lambda loss: unclip.embedded_loss(loss, embedder, into="embedding" if part == "decoder" else "x"),
     )  # fmt: skip
     return Experiment(model, learning, sampling, condition, medium, run.seed)

@@ -36,7 +36,8 @@ def load_base(path: str) -> Experiment:
     """
     experiment = load_run(open_run(Path(path)))
     model, condition = experiment.model, experiment.condition
-    plain = type(model.network) is networks.UNet and model.frozen is None and not model.learned_variance
+    alone = model.frozen is None and model.network_key is None
+    plain = type(model.network) is networks.UNet and alone and not model.learned_variance
     if not plain or condition.augment is not unaugmented or "hint" in condition.spec:
         raise UserError(
             f"what is steered is a networks.UNet without a text encoder, an autoencoder, a learned variance or a hint; "

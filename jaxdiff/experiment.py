@@ -46,6 +46,8 @@ class Model:
         pretrained: reads parameters to begin with, in place of init's.
         export: what the parameters may be written as, for other projects: a name -> (params, folder) writes it.
         network: the Flax module that `init` and `apply` are made of, where there is one, e.g. to distil it.
+        network_key: the entry of the parameters that are the network's, where others are trained with it, such as a
+            text encoder's; None: all are.
         generate: (params, keys [B], cond) -> x, of a model that is no diffusion model, such as an autoencoder, whose
             reconstructions are of cond["x"]. It has no `apply`, `process` and `prediction`, and its experiment no
             `sampling`; with `frozen` it is given (params, frozen) for params.
@@ -61,6 +63,7 @@ class Model:
     pretrained: Callable[[], Params] | None = field(default=None, repr=False)
     export: Mapping[str, Callable[[Params, Path], Any]] = field(default_factory=dict, repr=False)
     network: Any = field(default=None, repr=False)
+    network_key: str | None = None
     generate: Callable[[Params, Array, dict[str, Any]], Array] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -105,6 +108,9 @@ class Training:
             training begins; None: the model's.
         given: (state, frozen) -> what the loss gets besides the parameters; see `train.make_update`.
         averaged: parameters -> the tree that is averaged, of which samples are made; None: all of them.
+        of_batches: loss of what the network learns -> loss of the batches, e.g. `losses.latent_loss`, with which
+            another loss takes the place of `loss`; None: the batches' "x" and condition are what the network learns, or
+            "mean" and "std" are those of its latents.
     """
 
     loss: Loss = field(repr=False)
@@ -123,6 +129,7 @@ class Training:
     frozen: Callable[[Mesh | None], Any] | None = field(default=None, repr=False)
     given: Callable[..., Any] | None = field(default=None, repr=False)
     averaged: Callable[[Params], Any] | None = field(default=None, repr=False)
+    of_batches: Callable[[Loss], Loss] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("batch", "steps", "grad_accum_steps", "steps_per_call"):

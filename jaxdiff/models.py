@@ -80,7 +80,8 @@ def of(
         prediction=with_network_time(prediction, process, apply),
         learned_variance=learned_variance,
         frozen=frozen or None,
-        network=None if joint else network,
+        network=network,
+        network_key="network" if joint else None,
     )
 
 

@@ -14,6 +14,7 @@ processes whose time lies in [0, 1], such as Flow and VP, `models.of` gives them
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ __all__ = [
     "drop_variance",
     "edm",
     "eps",
+    "mean_output",
     "network_output",
     "noise_input",
     "scalings",
@@ -336,6 +338,11 @@ def network_output(
 def to_x0(s: Scalings, x: Array, F: Array) -> Array:
     """x0_hat = skip x + out F."""
     return s.skip.astype(x.dtype) * x + s.out.astype(x.dtype) * F
+
+
+def mean_output(apply: Apply) -> Apply:
+    """The network without the learned variance that it returns, e.g. to distil it."""
+    return wraps(apply)(lambda *args, **options: apply(*args, **options)[0])
 
 
 def drop_variance(denoise: Denoiser) -> Denoiser:

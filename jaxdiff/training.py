@@ -27,7 +27,7 @@ def of(run: Run, source: Any, condition: Condition, *, loss: Loss, optimizer: An
         source: what batches are made of: images with their classes, of which the condition's entries are kept, or
             `data.NpzShards`, all of whose arrays are.
         condition: what the network is given.
-        loss: (params, key, batch) -> (loss, metrics).
+        loss: (params, key, batch) -> (loss, metrics), of batches; with `of_batches`, of what that makes of them.
         optimizer: an optax optimizer.
         ema: decay of the parameters' average; see `train.ema`.
         **more: other attributes of `Training`, `flip`: mirror each image with probability 1/2, and `encode`: captions
@@ -48,8 +48,9 @@ def of(run: Run, source: Any, condition: Condition, *, loss: Loss, optimizer: An
         stream = data.batches(source, run.batch, seed=run.seed, start=start, rows=rows, flip=flip, encode=encode)
         return ({name: each[name] for name in names} for each in stream)
 
+    of_batches = more.get("of_batches")
     return Training(
-        loss=loss,
+        loss=loss if of_batches is None else of_batches(loss),
         optimizer=optimizer,
         ema=ema,
         batches=batches,

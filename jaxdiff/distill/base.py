@@ -28,6 +28,7 @@ __all__ = [
     "context",
     "denoiser_of",
     "like_null",
+    "null_of",
     "split_inputs",
     "teacher",
 ]
@@ -138,7 +139,8 @@ def teacher(
             stage (`train.ema.every`); None: frozen["teacher"].
         guide: (conditional, unconditional denoiser) -> denoiser, e.g. `lambda c, u: guidance.cfg(c, u, 2.0)`; None: no
             guidance.
-        null_cond: the null condition, for `guide`: like the condition, with leading axis 1.
+        null_cond: the null condition, for `guide`: like the condition, with leading axis 1, or one per example; or
+            context -> it.
 
     Returns:
         (context, cond) -> denoiser.
@@ -157,8 +159,8 @@ def teacher(
     check_function("guide", guide, "(cond, uncond) -> denoiser")
 
     def guided(context: Context, cond: Cond) -> Denoiser:
-        weights = params(context)
-        return guide(*(denoiser(apply, weights, prediction, c) for c in (cond, like_null(cond, null_cond))))
+        weights, null = params(context), like_null(cond, null_of(null_cond, context))
+        return guide(*(denoiser(apply, weights, prediction, c) for c in (cond, null)))
 
     return guided
 
@@ -169,8 +171,13 @@ def denoiser_of(teacher: Teacher, context: Context, cond: Cond) -> Denoiser:
     return lambda x, level: check_shape(denoise(x, level), x)
 
 
+def null_of(null_cond: Any, context: Context) -> Cond:
+    """The null condition, which may be a function of the context, e.g. where frozen arrays encode it."""
+    return null_cond(context) if callable(null_cond) else null_cond
+
+
 def like_null(cond: Cond, null_cond: Cond) -> Cond:
-    """The null condition for a batch: like `cond`, given `null_cond` with leading axis 1.
+    """The null condition for a batch: like `cond`, given `null_cond` with leading axis 1, or one per example.
 
     Raises:
         ValueError: they have other entries.

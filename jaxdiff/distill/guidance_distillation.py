@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number, factory
-from jaxdiff.distill.base import Context, Teacher, denoiser_of, like_null, split_inputs
+from jaxdiff.distill.base import Context, Teacher, denoiser_of, like_null, null_of, split_inputs
 from jaxdiff.distill.distances import squared
 from jaxdiff.guidance import cfg
 from jaxdiff.levels import q_sample
@@ -52,7 +52,7 @@ def guidance_distillation(
         process: the forward process.
         prediction: what the student predicts.
         teacher: the teacher without guidance; it is evaluated with the condition and with `null_cond`.
-        null_cond: the null condition: like the condition, with leading axis 1.
+        null_cond: the null condition: like the condition, with leading axis 1; or context -> it, as for `teacher`.
         max_scale: the largest scale, at least 1; scales are uniform in [1, max_scale].
         guide: the teacher's guidance, (conditional, unconditional, scale [B]) -> denoiser.
         weight: weight of the squared error of x_0, by level; None is `weights.truncated_snr()`.
@@ -88,7 +88,8 @@ def guidance_distillation(
         level = process(t)
         x = q_sample(x0, eps, level)
         plain = {name: value for name, value in cond.items() if name != "guidance"}
-        conditional, unconditional = (denoiser_of(teacher, context, c) for c in (plain, like_null(plain, null_cond)))
+        null = like_null(plain, null_of(null_cond, context))
+        conditional, unconditional = (denoiser_of(teacher, context, c) for c in (plain, null))
         target = guide(conditional, unconditional, cond["guidance"])(x, level)
         x0_hat = denoiser(apply, params, prediction, cond, key=net_key if dropout else None)(x, level)
         error = squared(x0_hat, target)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number, factory
-from jaxdiff.distill.base import Context, Guided, TimePairs, like_null, split_inputs
+from jaxdiff.distill.base import Context, Guided, TimePairs, like_null, null_of, split_inputs
 from jaxdiff.distill.distances import squared
 from jaxdiff.distill.jumps import average, check, draw, two_jumps, two_time_denoiser
 from jaxdiff.guidance import drop_condition
@@ -52,7 +52,8 @@ def shortcut(
         share: probability that an example has a d > 1/N.
         guide: (conditional, unconditional denoiser) -> denoiser, the guidance of the two steps of 1/N, which larger
             steps inherit, e.g. `lambda c, u: guidance.cfg(c, u, 2.0)`; None: no guidance.
-        null_cond: the null condition, for `guide` and `cond_dropout`: like the condition, with leading axis 1.
+        null_cond: the null condition, for `guide` and `cond_dropout`: like the condition, with leading axis 1; or
+            context -> it, as for `teacher`.
         cond_dropout: probability of replacing an example's condition by the null condition, where d = 1/N.
         dropout: whether the network takes `key=` for dropout; all calls have the same mask.
 
@@ -75,15 +76,16 @@ def shortcut(
         step = draw(process, pairs, context.step, key, batch)
         size = step.t - step.s
         half = size > 1.5 * smallest  # the target is made of half steps
+        null = null_of(null_cond, context)
         if cond_dropout > 0:
             rate = jnp.where(half, 0, cond_dropout)
-            step = step._replace(cond=drop_condition(step.more, step.cond, null_cond, rate))
+            step = step._replace(cond=drop_condition(step.more, step.cond, null, rate))
 
         network = lambda params, step: two_time_denoiser(apply, params, prediction, step, dropout=dropout)  # noqa: E731
         target_of = network(average(context), step)
         if guide is not None:
-            null_of = network(average(context), step._replace(cond=like_null(step.cond, null_cond)))
-            target_of = _guided(guide, target_of, null_of, size < 3 * smallest)
+            unguided = network(average(context), step._replace(cond=like_null(step.cond, null)))
+            target_of = _guided(guide, target_of, unguided, size < 3 * smallest)
         both = two_jumps(target_of, step.x, step.cur, process((step.t + step.s) / 2), step.nxt)
         x0 = jax.lax.stop_gradient(jnp.where(append_axes(half, step.x.ndim), both, step.x0))
         x0_hat = network(params, step)(step.x, step.cur, step.nxt)

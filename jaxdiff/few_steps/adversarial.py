@@ -28,6 +28,8 @@ BLOCKS = 4  # of a transformer's loop, at the ends of the quarters of its depth
 # A student that moves faster than its critic learns finds what the critic does not see: stripes and checkerboards.
 STUDENT_RATE = 0.05
 
+SEEN = "label", "vector"  # what a GAN's critic is given of a condition
+
 PENALTY = 0.05  # weight of a GAN's penalties, Huang et al. 2024's for CIFAR-10
 
 
@@ -40,7 +42,7 @@ def distribution_matching(teacher: Teacher, run: Run, steps: int) -> Method:
         _generator(teacher, steps),
         teacher.denoiser(guided=False),
         teacher.process,
-        apply=networks.as_apply(teacher.network),
+        apply=teacher.apply(),
         prediction=teacher.prediction,
         times=distill.grid_times(teacher.experiment.sampling.grid(1000)),
     )
@@ -77,12 +79,23 @@ def latent_adversarial(teacher: Teacher, run: Run, steps: int) -> Method:
 
 def gan(teacher: Teacher, run: Run, steps: int) -> Method:
     """Huang et al. 2024, R3GAN: no teacher; a network of the same architecture, at first random, against a critic."""
-    shape, classes = teacher.experiment.medium.shape, getattr(teacher.network, "num_classes", None)
-    critic = networks.ConvCritic(num_classes=classes) if len(shape) > 1 else networks.MLPCritic(num_classes=classes)
-    losses = distill.gan(_generator(teacher, 1), networks.as_apply(critic), r1=PENALTY, r2=PENALTY)
+    shape, cond = teacher.experiment.medium.shape, teacher.encoded_spec()
+    known = {*SEEN, "tokens", "mask"} if "vector" in cond else {*SEEN}
+    if unseen := sorted(cond.keys() - known):
+        raise UserError(
+            f"--method gan has a critic that is given classes and vectors of texts, and no {', '.join(unseen)} as "
+            f"{teacher.path} is: choose another method"
+        )
+    fields: Any = {name: getattr(teacher.network, name, None) for name in ("num_classes", "pooled_dim")}
+    critic = networks.ConvCritic(**fields) if len(shape) > 1 else networks.MLPCritic(**fields)
+    seen = lambda cond: {name: cond[name] for name in SEEN if name in cond}  # noqa: E731
+    judge = networks.as_apply(critic)
+    losses = distill.gan(
+        _generator(teacher, 1), lambda params, x, t, cond: judge(params, x, t, seen(cond)), r1=PENALTY, r2=PENALTY
+    )
 
     def others(key: Array, student: Any) -> dict[str, Any]:
-        return {"critic": networks.init(critic, key, jnp.zeros((1, *shape)), teacher.experiment.condition.zeros())}
+        return {"critic": networks.init(critic, key, jnp.zeros((1, *shape)), seen(cond))}
 
     turn = distill.alternate({"critic": 1, "generator": 1})
     return method_of(
@@ -92,11 +105,11 @@ def gan(teacher: Teacher, run: Run, steps: int) -> Method:
 
 def _generator(teacher: Teacher, steps: int) -> distill.Generator:
     levels = teacher.experiment.sampling.grid(steps)
-    return distill.few_step_generator(networks.as_apply(teacher.network), teacher.prediction, levels)
+    return distill.few_step_generator(teacher.apply(), teacher.prediction, levels)
 
 
 def _names(teacher: Teacher) -> list[str]:
-    shapes = jax.eval_shape(teacher.experiment.model.init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: teacher.init(teacher.network, jax.random.key(0)))
     found = {match[1]: leaf.shape for path, leaf in trees.flatten(shapes).items() if (match := LAYERS.match(path))}
     if not found:
         kind = type(teacher.network).__name__
@@ -123,9 +136,9 @@ def _against(teacher: Teacher, critic: Any, losses: Any) -> Method:
     """The method of a student against a critic of features."""
 
     def others(key: Array, student: Any) -> dict[str, Any]:
-        apply, cond = networks.as_features(teacher.network, _names(teacher)), teacher.experiment.condition.zeros()
+        apply, cond = networks.as_features(teacher.network, _names(teacher)), teacher.encoded_spec()
         x = jnp.zeros((1, *teacher.experiment.medium.shape))
-        features = apply(student, x, jnp.zeros(1), cond)
+        features = jax.eval_shape(apply, student, x, jnp.zeros(1), cond)
         return {"critic": networks.init(critic, key, features, cond)}
 
     turn = distill.alternate({"critic": 1, "student": 1})

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff import distill, losses, networks, solvers, train
+from jaxdiff import distill, losses, solvers, train
 from jaxdiff.experiment import UserError
 from jaxdiff.few_steps.adversarial import adversarial, distribution_matching, gan, latent_adversarial
 from jaxdiff.few_steps.method import Method, method_of
@@ -34,7 +34,7 @@ def progressive(teacher: Teacher, run: Run, steps: int) -> Method:
         raise UserError(f"progressive distillation halves {TEACHER_STEPS} steps: sample_steps must be 1, 2, 4 or 8")
     stage_updates = -(-run.steps // stages)
     loss = distill.progressive(
-        networks.as_apply(teacher.network),
+        teacher.apply(),
         levels,
         teacher.prediction,
         stages=stages,
@@ -49,7 +49,10 @@ def progressive(teacher: Teacher, run: Run, steps: int) -> Method:
 
 
 def guidance(teacher: Teacher, run: Run, steps: int) -> Method:
-    """Meng et al. 2023, stage one: one evaluation for the two of a guided step, in the teacher's number of steps."""
+    """Meng et al. 2023, stage one: one evaluation for the two of a guided step, in the teacher's number of steps.
+
+    By DDIM where the teacher's solver takes a learned variance, which is not distilled.
+    """
     if teacher.null_cond is None:
         raise UserError(
             "--method guidance distils the guidance of a model that was also trained without its condition, and "
@@ -59,7 +62,7 @@ def guidance(teacher: Teacher, run: Run, steps: int) -> Method:
         raise UserError(f"--method guidance distils scales from 1 on, got {teacher.guidance:g}")
     network = _clone(teacher, guidance_dim=64)
     loss = distill.guidance_distillation(
-        networks.as_apply(network),
+        teacher.apply(network),
         teacher.process,
         teacher.prediction,
         teacher=teacher.denoiser(guided=False),
@@ -68,14 +71,15 @@ def guidance(teacher: Teacher, run: Run, steps: int) -> Method:
         guide=teacher.experiment.sampling.guide,
     )
     given = teacher.experiment.sampling
-    made = method_of(teacher, network, loss, given.solver)
+    variance = getattr(given.solver, "learned_variance", False)
+    made = method_of(teacher, network, loss, solvers.ddim() if variance else given.solver)
     return replace(made, sampling=replace(made.sampling, steps=given.steps))
 
 
 def consistency(teacher: Teacher, run: Run, steps: int) -> Method:
     """Song et al. 2023: consistency distillation along the teacher's guided flow."""
     loss = distill.consistency(
-        networks.as_apply(teacher.network),
+        teacher.apply(),
         teacher.process,
         teacher.prediction,
         pairs=distill.grid_pairs(teacher.process, teacher.experiment.sampling.grid(TEACHER_STEPS)),
@@ -88,7 +92,7 @@ def consistency(teacher: Teacher, run: Run, steps: int) -> Method:
 def ect(teacher: Teacher, run: Run, steps: int) -> Method:
     """Geng et al. 2024: consistency tuning of the teacher's weights, from data."""
     loss = distill.consistency(
-        networks.as_apply(teacher.network),
+        teacher.apply(),
         teacher.process,
         teacher.prediction,
         pairs=distill.ect_pairs(teacher.process, steps=run.steps, stages=min(8, run.steps)),
@@ -103,20 +107,20 @@ def continuous_consistency(teacher: Teacher, run: Run, steps: int) -> Method:
     The derivative is a difference, as in `mean_flow`.
     """
     loss = distill.continuous_consistency(
-        networks.as_apply(teacher.network),
+        teacher.apply(),
         teacher.process,
         teacher.prediction,
         teacher=teacher.denoiser(),
         warmup_steps=run.steps // 2,
         difference=0.1,
-        jvp_apply=_in_float32(teacher.network),
+        jvp_apply=_in_float32(teacher, teacher.network),
     )
     return method_of(teacher, teacher.network, loss, solvers.consistency())
 
 
 def reflow(teacher: Teacher, run: Run, steps: int) -> Method:
     """Liu et al. 2022: straight paths between noise and what the teacher makes of it, drawn anew for each update."""
-    apply, sampling = networks.as_apply(teacher.network), teacher.experiment.sampling
+    apply, sampling = teacher.apply(), teacher.experiment.sampling
     levels, teach = sampling.grid(8), teacher.denoiser()
     straight = losses.denoising_loss(apply, teacher.process, teacher.prediction, times=teacher.times)
 
@@ -132,10 +136,10 @@ def reflow(teacher: Teacher, run: Run, steps: int) -> Method:
     return method_of(teacher, teacher.network, loss, solvers.ddim())
 
 
-def _in_float32(network: Any) -> Apply | None:
+def _in_float32(teacher: Teacher, network: Any) -> Apply | None:
     """The network for derivatives, in float32; None where it computes in that or more digits."""
     half = jnp.finfo(getattr(network, "dtype", jnp.float32)).bits < 32
-    return networks.as_apply(network.clone(dtype=jnp.float32)) if half else None
+    return teacher.apply(network.clone(dtype=jnp.float32)) if half else None
 
 
 def _clone(teacher: Teacher, **fields: Any) -> Any:
@@ -150,13 +154,13 @@ def _clone(teacher: Teacher, **fields: Any) -> Any:
 def _jumping(original: Teacher, make: Callable[..., Loss], *, apply: Apply | None = None, **options: Any) -> Method:
     """Make a method of a student that is given both ends of a step; its loss calls it by `apply`, if that is given."""
     network = _clone(original, next_noise=True)
-    loss = make(apply or networks.as_apply(network), original.process, original.prediction, **options)
+    loss = make(apply or original.apply(network), original.process, original.prediction, **options)
     return method_of(original, network, loss, solvers.flow_map())
 
 
 def shortcut(teacher: Teacher, run: Run, steps: int) -> Method:
     """Frans et al. 2024: steps of 1/32, and of twice, four times, ... that length, with the guidance inherited."""
-    guided = (
+    guided: Any = (
         {} if teacher.guidance == 1 else {"null_cond": teacher.null_cond, "guide": teacher.guide, "cond_dropout": 0.1}
     )
     if steps & (steps - 1) or steps > STEPS_OF_SHORTCUTS:
@@ -176,7 +180,7 @@ def _differenced(teacher: Teacher, make: Callable[..., Loss]) -> Method:
     t_max = getattr(teacher.process, "t_max", None)
     difference = None if t_max is None else DIFFERENCE * t_max  # networks of EDM are given log sigma, which is smooth
     pairs = _pairs(teacher, 0.0 if difference is None else difference)
-    jvp_apply = _in_float32(_clone(teacher, next_noise=True))
+    jvp_apply = _in_float32(teacher, _clone(teacher, next_noise=True))
     return _jumping(teacher, make, pairs=pairs, teacher=teacher.denoiser(), jvp_apply=jvp_apply, difference=difference)
 
 
@@ -193,7 +197,7 @@ def _pairs(teacher: Teacher, least: float = 0.0) -> distill.TimePairs:
 
 def lagrangian(teacher: Teacher, run: Run, steps: int) -> Method:
     """Boffi et al. 2024: flow maps by the derivative with respect to the end of a step, which is learned in float32."""
-    apply = _in_float32(_clone(teacher, next_noise=True))
+    apply = _in_float32(teacher, _clone(teacher, next_noise=True))
     return _jumping(teacher, distill.lagrangian, apply=apply, pairs=_pairs(teacher), teacher=teacher.denoiser())
 
 

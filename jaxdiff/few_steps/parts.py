@@ -13,12 +13,13 @@ from jaxdiff import conditions, distill, networks, train
 from jaxdiff.experiment import Experiment
 from jaxdiff.few_steps.method import Method
 from jaxdiff.few_steps.teacher import Teacher
-from jaxdiff.losses import latent_loss
 from jaxdiff.options import Run
 from jaxdiff.seeds import seed_key
-from jaxdiff.types import Params
+from jaxdiff.types import Cond, Loss, Params
 
 __all__ = ["experiment_of"]
+
+Wrap = Callable[[Loss], Loss]
 
 
 class _Trained(NamedTuple):
@@ -49,14 +50,14 @@ def experiment_of(teacher: Teacher, method: Method, run: Run, *, optimizer: Call
         optimizer: (number of updates that it makes, of a stage or of a player; factor of the learning rate) -> an optax
             optimizer.
     """
-    given, network = teacher.experiment, method.network
-    apply = networks.as_apply(network)
+    given, network, shared = teacher.experiment, method.network, teacher.frozen
+    apply = teacher.apply(network)
     # Guidance is distilled or left out: the student never sees the null condition.
-    condition = replace(given.condition, null=None)
+    condition = replace(given.condition, null=None, encode=_encode(teacher))
     if getattr(network, "guidance_dim", None) is not None:
         condition = conditions.guidance_scale(condition, teacher.guidance, teacher.max_guidance)
     make = _players if isinstance(method.loss, Mapping) else _alone
-    trained = make(method, run.steps, optimizer)
+    trained = make(method, teacher.of_batches, run.steps, optimizer)
 
     def init(key: Any) -> Any:
         return trained.begin(key, teacher.init(network, key))
@@ -67,37 +68,47 @@ def experiment_of(teacher: Teacher, method: Method, run: Run, *, optimizer: Call
         return trained.begin(key, first if method.new else networks.start_from(first, teacher.parameters()))
 
     def of_student(params: Params, x: Any, noise: Any, cond: Any, **options: Any) -> Any:
-        return apply(trained.student(params), x, noise, cond, **options)
+        return apply(trained.student(params if shared is None else params[0]), x, noise, cond, **options)
 
-    model = replace(given.model, init=init, apply=of_student, pretrained=pretrained, export={}, network=network)
+    model = replace(
+        given.model, init=init, apply=of_student, pretrained=pretrained, export={}, network=network, network_key=None,
+        frozen=shared, learned_variance=False,
+    )  # fmt: skip
     training = replace(
         given.training,
-        loss=latent_loss(trained.loss) if "mean" in given.training.batch_spec else trained.loss,
+        loss=trained.loss,
         optimizer=trained.optimizer,
         ema=method.ema,
         steps=run.steps,
-        frozen=lambda mesh: {"teacher": teacher.parameters(mesh)},
+        frozen=lambda mesh: {"teacher": teacher.parameters(mesh), "model": shared},
         given=trained.given,
         averaged=trained.averaged,
+        of_batches=None,
         snapshot_every=0,
         save_every=None,
     )
     return Experiment(model, training, method.sampling, condition, given.medium, run.seed)
 
 
-def _alone(method: Method, steps: int, optimizer: Callable[[int, float], Any]) -> _Trained:
+def _encode(teacher: Teacher) -> Callable[[Params, Cond], Cond]:
+    """The encoding of a student's condition, by the arrays that it shares with its teacher."""
+    return lambda params, cond: teacher.encode(None if teacher.frozen is None else params[1], cond)
+
+
+def _alone(method: Method, of_batches: Wrap, steps: int, optimizer: Callable[[int, float], Any]) -> _Trained:
     made = optimizer(method.stage_updates or steps, 1.0)
     if method.stage_updates:
         made = train.restarting(made, method.stage_updates)
     given = distill.context(ema=True)
-    return _Trained(lambda key, params: params, lambda params: params, None, method.loss, made, given)
+    loss = of_batches(cast(Loss, method.loss))
+    return _Trained(lambda key, params: params, lambda params: params, None, loss, made, given)
 
 
-def _players(method: Method, steps: int, optimizer: Callable[[int, float], Any]) -> _Trained:
+def _players(method: Method, of_batches: Wrap, steps: int, optimizer: Callable[[int, float], Any]) -> _Trained:
     losses, turn, others = cast(Any, (method.loss, method.turn, method.others))  # a method of players has them all
     turns = jax.vmap(turn)(np.arange(steps))
     made = {name: optimizer(int(np.sum(turns[name])), method.rates.get(name, 1.0)) for name in losses}
-    each = {name: train.Player(loss, made[name]) for name, loss in losses.items()}
+    each = {name: train.Player(of_batches(loss), made[name]) for name, loss in losses.items()}
     game = train.players(each, turn, given=distill.context())
 
     def begin(key: Any, params: Params) -> Any:

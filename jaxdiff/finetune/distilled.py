@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from jaxdiff.interop.schedulers.config import unit
 from jaxdiff.interop.sources import read_fields
 from jaxdiff.levels import Level
 from jaxdiff.losses import Loss
+from jaxdiff.parameterize import mean_output
 from jaxdiff.processes import Discrete, Process
 from jaxdiff.sampling import Sampling
 
@@ -59,7 +59,7 @@ def make_distillation(
 
     null = None if asked.null_label is None else {"label": jnp.full((1,), asked.null_label, jnp.int32)}
     fixed = network.distill == "consistency" and guidance != 1 and not scaled
-    mean = _mean_of if model.learned_variance else _same
+    mean: Any = mean_output if model.learned_variance else lambda apply: apply
     teacher = distill.teacher(
         mean(teacher_apply),
         model.prediction,
@@ -114,12 +114,3 @@ def few_step_sampling(scheduler: interop.Scheduler) -> Sampling:
 
 def _most_steps(process: Process) -> int:
     return min(GRID, getattr(process, "T", GRID))
-
-
-def _same(apply: Callable[..., Any]) -> Callable[..., Any]:
-    return apply
-
-
-def _mean_of(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """The network without its learned variance."""
-    return lambda *args, **options: apply(*args, **options)[0]

@@ -20,21 +20,25 @@ from jaxdiff.networks.layers import Conv, Dense, at_least_float32, spatial
 
 
 class Embedding(nn.Module):
-    """The embedding of the noise input and the class, [B, features]."""
+    """The embedding of the noise input, the class and a text's vector, [B, features]."""
 
     features: int
     time: Sinusoidal | Fourier
     num_classes: int | None
+    pooled_dim: int | None
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Array, noise: Array, cond: Mapping[str, Array] | None) -> Array:
-        cond = check_cond(x, noise, cond, cond_shapes(x, cond, num_classes=self.num_classes))
+        shapes = cond_shapes(x, cond, num_classes=self.num_classes, pooled_dim=self.pooled_dim)
+        cond = check_cond(x, noise, cond, shapes)
         noise = noise.astype(at_least_float32(self.dtype))
         emb = EmbeddingMLP(self.features, self.dtype, name="time_embedding")(self.time(noise, self.features))
         if self.num_classes is not None:
             table = ClassEmbedding(self.num_classes, self.features, self.dtype, name="class_embedding")
             emb = emb + table(cond["label"])
+        if self.pooled_dim is not None:
+            emb = emb + Dense(self.features, dtype=self.dtype, name="pooled_embedding")(cond["vector"])
         return nn.silu(emb)
 
 
@@ -46,6 +50,7 @@ class MLPCritic(nn.Module):
         num_blocks: residual blocks of two layers.
         time: embedding of the noise input.
         num_classes: classes of cond["label"]; None: no label.
+        pooled_dim: features of cond["vector"], e.g. a text's; None: no vector.
         dtype: type of the computation; the logits are float32 at least.
     """
 
@@ -53,6 +58,7 @@ class MLPCritic(nn.Module):
     num_blocks: int = 3
     time: Sinusoidal | Fourier = Sinusoidal()
     num_classes: int | None = None
+    pooled_dim: int | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -64,7 +70,7 @@ class MLPCritic(nn.Module):
         Args:
             x: [B, D].
             noise: float[B]; zeros for clean examples.
-            cond: "label" int[B] where num_classes is set.
+            cond: "label" int[B] where num_classes is set, "vector" [B, pooled_dim] where pooled_dim is.
             train: has no effect.
 
         Returns:
@@ -75,7 +81,8 @@ class MLPCritic(nn.Module):
         """
         if x.ndim != 2:
             raise ValueError(f"x must be [B, D], got shape {x.shape}")
-        emb = Embedding(self.width, self.time, self.num_classes, self.dtype, name="embedding")(x, noise, cond)
+        cond_fields = self.num_classes, self.pooled_dim
+        emb = Embedding(self.width, self.time, *cond_fields, self.dtype, name="embedding")(x, noise, cond)
         dense = lambda name, features=self.width: Dense(features, dtype=self.dtype, name=name)  # noqa: E731
         h = dense("linear_in")(x)
         for i in range(self.num_blocks):
@@ -92,6 +99,7 @@ class ConvCritic(nn.Module):
         num_blocks: residual blocks of two convolutions at each resolution.
         time: embedding of the noise input.
         num_classes: classes of cond["label"]; None: no label.
+        pooled_dim: features of cond["vector"], e.g. a text's; None: no vector.
         dtype: type of the computation; the logits are float32 at least.
     """
 
@@ -99,6 +107,7 @@ class ConvCritic(nn.Module):
     num_blocks: int = 1
     time: Sinusoidal | Fourier = Sinusoidal()
     num_classes: int | None = None
+    pooled_dim: int | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -110,7 +119,7 @@ class ConvCritic(nn.Module):
         Args:
             x: [B, *spatial, C].
             noise: float[B]; zeros for clean examples.
-            cond: "label" int[B] where num_classes is set.
+            cond: "label" int[B] where num_classes is set, "vector" [B, pooled_dim] where pooled_dim is.
             train: has no effect.
 
         Returns:
@@ -121,7 +130,8 @@ class ConvCritic(nn.Module):
         """
         if not 3 <= x.ndim <= 5:
             raise ValueError(f"x must be [B, *spatial, C], one to three spatial axes, got shape {x.shape}")
-        emb = Embedding(self.channels[-1], self.time, self.num_classes, self.dtype, name="embedding")(x, noise, cond)
+        cond_fields = self.num_classes, self.pooled_dim
+        emb = Embedding(self.channels[-1], self.time, *cond_fields, self.dtype, name="embedding")(x, noise, cond)
         h = Conv(self.channels[0], dtype=self.dtype, name="conv_in")(x)
         for level, width in enumerate(self.channels):
             if level > 0:

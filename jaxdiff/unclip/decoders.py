@@ -67,7 +67,9 @@ def decoder(
     def of_embedding(params: Params, x: Array, noise: Array, cond: Cond, **options: Any) -> Array:
         return of_network(params, x, noise, _expand(params[0]["tokens"], cond["embedding"]), **options)
 
-    return Model(init, of_network, process, with_network_time(prediction, process, apply), frozen=frozen), of_embedding
+    made = with_network_time(prediction, process, apply)
+    model = Model(init, of_network, process, made, frozen=frozen, network=network, network_key="network")
+    return model, of_embedding
 
 
 def of_embeddings(embedder: Embedder, pairs: Pairs, given: Prior | None = None) -> Condition:
@@ -108,7 +110,7 @@ def of_embeddings(embedder: Embedder, pairs: Pairs, given: Prior | None = None) 
     def encode(params: Params, cond: Cond) -> Cond:
         trained, frozen = params
         z = cond["embedding"]
-        if given is not None:
+        if given is not None and "given" in cond:  # batches have no prompts
             tokens = {name: cond[name] for name in given.condition.spec}
             z = jnp.where(cond["given"][:, None], z, given.draw(frozen["prior"], cond["noise"], tokens))
         return _expand(trained["tokens"], z)

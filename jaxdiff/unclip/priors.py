@@ -76,6 +76,7 @@ def prior(network: Any, process: Process, embedder: Embedder) -> Model:
         process=process,
         prediction=parameterize.with_network_time(parameterize.x0, process, apply),
         frozen={"image_text": embedder.params},
+        network=network,
     )
 
 

@@ -145,5 +145,5 @@ def test_mistakes(runs, picture, tmp_path, capsys):
 
 
 def test_few_steps_are_not_for_it(runs):
-    with pytest.raises(UserError, match=r"not made of a run with noise on its condition, as .*small is"):
+    with pytest.raises(UserError, match=r"noise on its condition, without training\.of_batches, as .*small is"):
         few_steps.load_teacher(str(runs / "small"), Run(steps=1, batch=1, lr=0.1))

@@ -1,5 +1,6 @@
 """Few-step experiments of a tiny teacher: each method begins as its teacher, trains, and draws."""
 
+import json
 import re
 import sys
 from dataclasses import replace
@@ -48,21 +49,26 @@ def student_of(teacher, method, **knobs):
     return run.load(EXPERIMENTS / "few_steps.py")(teacher=str(teacher), method=method, **{**KNOBS.__dict__, **knobs})
 
 
-@pytest.mark.parametrize("method", [name for name in few_steps.METHODS if name != "guidance"])
-def test_each_method_begins_as_its_teacher_and_has_a_step(method, teacher):
-    experiment = student_of(teacher, method)
+@pytest.mark.parametrize("method", few_steps.METHODS)
+def test_each_method_begins_as_its_teacher_and_has_a_step(method, parts):
+    """A teacher with prompts, frozen arrays and a learned variance, of which a student has the mean."""
+    experiment = student_of(parts, method)
     begin, part = experiment.model.pretrained(), experiment.training
     if method != "gan":  # the same function of its own inputs
-        original, rng = run.load_run(teacher), np.random.default_rng(0)
+        original, rng = run.load_run(parts), np.random.default_rng(0)
         x, noise = jnp.asarray(rng.normal(size=(3, 2)), jnp.float32), jnp.asarray([1.0, 500.0, 900.0])
-        cond = {"next_noise": noise / 2} if experiment.model.network.next_noise else {}
-        expected = original.model.apply(run.parameters(original, teacher), x, noise, {})
-        np.testing.assert_allclose(experiment.model.apply(begin, x, noise, cond), expected, rtol=1e-6)
+        cond = {"vector": jnp.asarray(rng.normal(size=(3, 8)), jnp.float32)}
+        merged = original.model.merge_frozen(run.parameters(original, parts))
+        expected, _ = original.model.apply(merged, x, noise, cond)
+        cond |= {"next_noise": noise / 2} if experiment.model.network.next_noise else {}
+        cond |= {"guidance": noise / 100} if method == "guidance" else {}
+        got = experiment.model.apply(experiment.model.merge_frozen(begin), x, noise, cond)
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
 
     options = {"ema": part.ema, "averaged": part.averaged}
     update = train.make_update(part.loss, part.optimizer, key=jax.random.key(0), given=part.given, **options)
     state = jax.eval_shape(lambda params: train.new_state(params, part.optimizer, **options), begin)
-    batch = {"x": jax.ShapeDtypeStruct((8, 2), jnp.float32)}
+    batch = {name: jax.ShapeDtypeStruct((8, *leaf.shape), leaf.dtype) for name, leaf in part.batch_spec.items()}
     after, metrics = jax.eval_shape(update, state, batch, experiment.frozen_of_loss())
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     assert {"loss", "grad_norm", "skipped"} <= metrics.keys()
@@ -150,12 +156,12 @@ def test_it_trains_and_draws(method, teacher, tmp_path):
     assert np.all(np.isfinite(draw(replace(experiment, sampling=sampling), params, 4).x))
 
 
-def test_a_run_that_is_cut_in_the_middle_of_a_stage_goes_on_to_the_bit(teacher, tmp_path):
+def test_a_run_that_is_cut_in_the_middle_of_a_stage_goes_on_to_the_bit(parts, tmp_path):
     """Progressive distillation has a stage for each halving: the teacher, an average, is a part of the state."""
     ends = {}
-    for name, parts in {"straight": [12], "cut": [5, 12]}.items():
-        for steps in parts:
-            experiment = student_of(teacher, "progressive", steps=12)
+    for name, stops in {"straight": [12], "cut": [5, 12]}.items():
+        for steps in stops:
+            experiment = student_of(parts, "progressive", steps=12)
             experiment = replace(experiment, training=replace(experiment.training, steps=steps))
             with one_device():  # on eight a run goes on to the bit above
                 ends[name] = run.train(experiment, tmp_path / name)
@@ -230,7 +236,7 @@ def test_a_critic_of_a_transformer_and_its_student_have_turns(monkeypatch):
     update = jax.jit(train.make_update(part.loss, part.optimizer, key=jax.random.key(0), given=part.given, **options))
     state = train.new_state(begin, part.optimizer, **options)
     for batch, turn in zip(plain.training.batches(0), ("critic", "student"), strict=False):
-        after, metrics = update(state, batch, {"teacher": teacher})
+        after, metrics = update(state, batch, {"teacher": teacher, "model": None})
         assert np.isfinite(metrics["loss"])
         for name, player in after.params.items():
             moved = jax.tree.map(lambda a, b: np.any(a != b), player, state.params[name])
@@ -253,17 +259,24 @@ def test_options_that_a_method_does_not_take_are_refused(of_edm, teacher):
         few_steps.METHODS["shortcut"](replace(of_edm, experiment=replace(of_edm.experiment, model=other)), KNOBS, 1)
 
 
-def test_commands_take_it_like_any_other(teacher, tmp_path, capsys):
-    file, knobs = (
-        str(EXPERIMENTS / "few_steps.py"),
-        ["--teacher", str(teacher), "--method", "semigroup", "--batch", "16"],
-    )
+def test_commands_take_it_like_any_other(parts, tmp_path, capsys):
+    """Its words, too, which are its teacher's, and are kept."""
+    file, knobs = str(EXPERIMENTS / "few_steps.py"), ["--teacher", str(parts), "--method", "semigroup", "--batch", "16"]
     main(["plan", file, *knobs, "--topology", "cpu:8", "--mesh", "data=8"])
     assert "all-reduce" in capsys.readouterr().out
     folder = tmp_path / "run"
     main(["train", file, *knobs, "--steps", "2", "--preview-every", "0", "--workdir", str(folder)])
-    main(["sample", str(folder), "--steps", "2", "--num", "4", "--out", str(tmp_path / "x.npz")])
-    assert np.load(tmp_path / "x.npz")["x"].shape == (4, 2)
+    words = ["--prompt", "left", "--prompt", "right up"]
+    main(["sample", str(folder), "--steps", "1", "--num", "4", *words, "--out", str(tmp_path / "x.npz")])
+    student = run.load_run(folder)
+    params = run.parameters(student, folder)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "x.npz")["x"], draw(student, params, 4, words=words[1::2]).x, atol=1e-5
+    )
+    kept, cond = json.loads((folder / "vocabulary.json").read_text())["words"], student.condition.parse("right up")
+    assert tuple(kept) == student.condition.vocabulary == run.load_run(parts).condition.vocabulary
+    found, _ = imagine.of_experiment(student, params).cond(1, "right up", 1.0)
+    np.testing.assert_array_equal(found["ids"], cond["ids"])
     main(["export", str(folder), "--out", str(tmp_path / "sampler.jaxdiff")])
     assert (tmp_path / "sampler.jaxdiff").stat().st_size > 0
     with pytest.raises(SystemExit) as stop:
@@ -354,10 +367,10 @@ def test_runs_of_which_no_few_step_model_is_made_are_refused_for_what_they_have(
     plain = tiny_points.experiment()
     model, condition = plain.model, plain.condition
     cases = {
-        "prompts, which a text encoder reads": replace(plain, condition=replace(condition, vocabulary=("a", "b"))),
-        "prompts, which a text encoder reads, as": replace(plain, model=replace(model, frozen={"text": {}})),
-        "an autoencoder's": replace(plain, model=replace(model, frozen={"vae": {}})),
-        "a learned variance": replace(plain, model=replace(model, learned_variance=True)),
+        "frozen arrays that are no dict": replace(plain, model=replace(model, frozen=jnp.zeros(2))),
+        "no diffusion": replace(
+            plain, model=models.Model(model.init, generate=lambda params, keys, cond: keys), sampling=None
+        ),
         "a network that models.of has not made": replace(plain, model=replace(model, network=None)),
         "a network that is given both ends of a step": replace(
             plain, model=replace(model, network=model.network.clone(next_noise=True))

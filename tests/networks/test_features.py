@@ -112,7 +112,7 @@ def test_blocks_in_loops_with_skips():
 
 
 CRITICS = {
-    "points": (MLPCritic(width=8, num_blocks=1, num_classes=3), jnp.ones((2, 2)), (2,)),
+    "points": (MLPCritic(width=8, num_blocks=1, num_classes=3, pooled_dim=4), jnp.ones((2, 2)), (2,)),
     "images": (ConvCritic(channels=(4, 8), num_classes=3), jnp.ones((2, 7, 6, 1)), (2,)),
     "features": (FeatureCritic(width=4, num_classes=3), {"a": jnp.ones((2, 3, 3, 5)), "b": jnp.ones((2, 7))}, (2, 2)),
 }
@@ -122,10 +122,14 @@ CRITICS = {
     "name", [pytest.param("points"), *(pytest.param(n, marks=pytest.mark.slow) for n in ("images", "features"))]
 )
 def test_critics(name):
-    """Logits of an example depend on it, its noise level and its label alone, and can be differentiated twice."""
+    """Logits of an example depend on it, its noise level and its condition alone, and can be differentiated twice."""
     critic, x, shape = CRITICS[name]
     x = jax.tree.map(lambda a: a * jnp.arange(1.0, 3).reshape(-1, *(1,) * (a.ndim - 1)), x)
     cond = {"label": jnp.asarray([0, 2])}
+    others = {"label": jnp.asarray([0, 1])}
+    if getattr(critic, "pooled_dim", None):
+        cond["vector"] = jnp.eye(2, critic.pooled_dim)
+        others["vector"] = cond["vector"].at[1, 3].set(1.0)
     params = random_params(critic, x, cond)
 
     @jax.jit
@@ -145,9 +149,10 @@ def test_critics(name):
     changed, _ = results(params, second, noise, cond)
     np.testing.assert_allclose(changed[0], logits[0], rtol=1e-5)
     assert np.all(changed[1] != logits[1])
-    other = results(params, x, noise, {"label": jnp.asarray([0, 1])})[0]
-    np.testing.assert_allclose(other[0], logits[0], rtol=1e-5)
-    assert np.all(other[1] != logits[1])
+    for entry, changed in others.items():
+        other = results(params, x, noise, {**cond, entry: changed})[0]
+        np.testing.assert_allclose(other[0], logits[0], rtol=1e-5)
+        assert np.all(other[1] != logits[1]), entry
     assert np.all(results(params, x, noise + 3, cond)[0] != logits) == (name != "features")
 
 

@@ -57,6 +57,12 @@ def test_a_prompt_is_drawn_by_the_prior_and_an_embedding_is_not(given):
     fixed = vectors(condition, prompt | {"embedding": z, "given": np.ones(3, bool)}, keys, frozen)["vector"]
     np.testing.assert_array_equal(fixed, z)
     augmented = condition.augment(keys, jax.tree.map(jnp.asarray, prompt))
+    learned = condition.encode((TRAINED, frozen), {"embedding": z})  # of a batch, which has no prompts
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        learned,
+        vectors(unclip.of_embeddings(embedder(), pairs()), {"embedding": z}, keys),
+    )
     nothing = condition.encode((TRAINED, frozen), condition.without(augmented))
     np.testing.assert_array_equal(nothing["vector"], 0)
     shown = condition.choose(np.array([2, 0]))
