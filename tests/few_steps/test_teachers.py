@@ -122,6 +122,7 @@ def test_a_noised_condition_is_that_of_the_run_and_its_null_keeps_the_picture():
         few_steps.METHODS["gan"](teacher, KNOBS, 1)
 
 
+@pytest.mark.slow
 def test_a_student_that_is_told_the_scale_keeps_it_beside_the_words(parts):
     student = student_of(parts, "guidance")
     assert not student.sampling.solver.learned_variance  # which is the teacher's solver, and is not distilled
@@ -132,6 +133,7 @@ def test_a_student_that_is_told_the_scale_keeps_it_beside_the_words(parts):
     np.testing.assert_array_equal(asked.condition.choose(np.arange(2))["guidance"], 2.5)
 
 
+@pytest.mark.slow
 def test_words_that_have_changed_since_the_teacher_s_training_are_refused(parts, tmp_path, monkeypatch):
     import shutil
 
