@@ -159,7 +159,8 @@ def table(found: dict, samples: int) -> str:
     heads.append(f"in range ({within:.2f} is right)")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for task, methods in found.items():
-        for method, values in methods.items():
+        for method in ["without a network", *(name for name in [*METHODS, POINT] if name in methods)]:
+            values = methods[method]
             numbers = [f"{values[name]:.{digits}f}" if name in values else "" for name, digits in COLUMNS.items()]
             lines.append("| " + " | ".join([task, method, *numbers]) + " |")
     return "\n".join(lines)
@@ -172,7 +173,7 @@ def gallery(bench: Bench, folder: Path, found: dict, out: Path) -> None:
         measured = bench.simple(task)[0]
         for method in methods:
             path = folder / f"{task}-{method}.npy"
-            if path.exists():
+            if path.exists() and methods[method]:
                 drawn = np.load(path)
                 spread = 4 * drawn.std(0) - 1
                 two = drawn[[0, min(1, len(drawn) - 1)]]
