@@ -153,13 +153,18 @@ class Bench:
         return np.asarray(bicubic(y, self.true.shape[1:3]) if task == "4x" else self.tasks[task].adjoint(y))[None]
 
 
+def listed(methods: dict) -> list[str]:
+    """What there is, in one order."""
+    return [name for name in ("without a network", *METHODS, POINT) if name in methods]
+
+
 def table(found: dict, samples: int) -> str:
     within = (samples - 1) / (samples + 1)
     heads = ["task", "method", "PSNR of the mean, dB", "SSIM", "feature distance", "recognized"]
     heads.append(f"in range ({within:.2f} is right)")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for task, methods in found.items():
-        for method in ["without a network", *(name for name in [*METHODS, POINT] if name in methods)]:
+        for method in listed(methods):
             values = methods[method]
             numbers = [f"{values[name]:.{digits}f}" if name in values else "" for name, digits in COLUMNS.items()]
             lines.append("| " + " | ".join([task, method, *numbers]) + " |")
@@ -171,7 +176,7 @@ def gallery(bench: Bench, folder: Path, found: dict, out: Path) -> None:
     lines = []
     for task, methods in found.items():
         measured = bench.simple(task)[0]
-        for method in methods:
+        for method in listed(methods):
             path = folder / f"{task}-{method}.npy"
             if path.exists() and methods[method]:
                 drawn = np.load(path)
