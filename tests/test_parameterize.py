@@ -197,6 +197,7 @@ def test_every_row_is_tested():
     others = {
         "consistency_model",
         "edm",
+        "mean_output",
         "Scalings",
         "denoiser",
         "drop_variance",
