@@ -38,12 +38,13 @@ def experiment(
     """
     captions = data.has_captions(source)
     measured = pictures = data.open_dataset(source, size=size, captions=captions)
-    condition, of_text = text_encoders.condition_of_source(pictures, encoder, mesh=mesh)
+    if low:
+        measured = data.open_dataset(source, split, size=size, channels=pictures.shape[-1], captions=captions)
+    condition, of_text = text_encoders.condition_of_source(pictures, encoder, measured, mesh=mesh)
     if not condition.null:
         refuse_unused(experiment, "data without captions and classes", cond_dropout=cond_dropout)
     process, given = jd.processes.Flow(), condition
     if low:
-        measured = data.open_dataset(source, split, size=size, channels=pictures.shape[-1], captions=captions)
         given = cascade.known_pictures(condition, data.low_resolution(measured, low), of_text)
         condition = conditions.noised(given, process, (size, size), level=level, max_level=max_level)
         pictures = data.low_resolution(pictures, low)
@@ -64,7 +65,6 @@ def experiment(
     guidance = 2.0 if condition.null and not low else 1.0
     sampling = Sampling(lambda n: jd.grids.by_time(process, n), jd.solvers.dpmpp_2m(), steps=16, guidance=guidance)
     optimizer, decay, tokenize = training.muon(run, of_text), train.ema.warmup(ema), of_text and of_text.tokenize
-    learning = training.of(
-        run, pictures, given, loss=loss, of_batches=augmented, optimizer=optimizer, ema=decay, encode=tokenize
-    )
+    common: Any = {"of_batches": augmented, "optimizer": optimizer, "ema": decay, "encode": tokenize}
+    learning = training.of(run, pictures, given, loss=loss, **common)
     return Experiment(model, learning, sampling, condition, models.picture_medium(measured, source), run.seed)

@@ -44,6 +44,11 @@ def load_base(path: str, run: Run) -> Teacher:
     # Of steps as many as the classifier's pictures take: the data may end with them.
     enough = replace(run, steps=max(run.steps, -(-PICTURES // run.batch)))
     base = few_steps.load_teacher(path, enough, guidance=1.0)
+    model = base.experiment.model
+    if model.frozen is not None or model.network_key is not None or model.learned_variance:
+        raise UserError(
+            f"what is tuned is a network without text encoder, autoencoder and learned variance; {path} has one"
+        )
     spec, shape = base.experiment.training.batch_spec, base.experiment.medium.shape
     if spec.keys() != {"x", "label"} or len(shape) != 3 or base.experiment.condition.choices < 2:
         raise UserError(f"a reward by a classifier needs a run of pictures with two classes or more; {path} is none")

@@ -15,13 +15,13 @@ from jaxdiff.drawing import Asked, Drawer
 from jaxdiff.experiment import Experiment
 from jaxdiff.losses import Loss
 from jaxdiff.media import Samples
+from jaxdiff.media.captioned import MOST, representatives
 from jaxdiff.noise import check_key
 from jaxdiff.text_encoders import TextEncoder, condition_of
 from jaxdiff.types import Batch, Metrics, Params
 
 __all__ = ["Upscaler", "augmented_loss", "known_pictures", "picture_shape"]
 
-MOST = 1024  # pictures of a condition, as many as an evaluation of captions compares
 _BLUR = 0.6  # pixels, with a kernel of 3 x 3 (Ramesh et al. 2022, arXiv:2204.06125)
 
 
@@ -30,14 +30,14 @@ def known_pictures(condition: Condition, shown: data.Hinted, text: TextEncoder |
 
     Args:
         condition: classes, or none.
-        shown: from `data.low_resolution`; up to 1,024 of its pictures are taken, spread evenly.
+        shown: from `data.low_resolution`; up to 1,024 of its pictures are taken, spread evenly; of known captions
+            those that an evaluation asks for.
         text: of captions, which become the condition's choices, in an order of chance, so that previews show all sorts.
     """
-    count = min(MOST, len(shown))
     if text is None:
-        known = data.load_arrays(shown, count)
+        known = data.load_arrays(shown, min(MOST, len(shown)))
         return hint(condition, known["hint"], known.get("label"))
-    spread = [i * len(shown) // count for i in np.random.default_rng(0).permutation(count).tolist()]
+    spread = np.random.default_rng(0).permutation(representatives(shown)).tolist()
     examples = [example for part in data.read_ahead(shown, 64, spread) for example in part]
     condition = condition_of(text, [example["captions"][0] for example in examples])
     return hint(condition, np.stack([example["hint"] for example in examples]))

@@ -103,20 +103,22 @@ def of_captions(name: str, captions: Sequence[str], *, mesh: Mesh | None = None)
     return encoder
 
 
-def of_source(name: str, source: Any, *, mesh: Mesh | None = None) -> TextEncoder:
+def of_source(name: str, source: Any, asked: Any = None, *, mesh: Mesh | None = None) -> TextEncoder:
     """Make a text encoder for a source of pictures with captions.
 
     Args:
         name: as for `of`; for captions that are read with their pictures a pretrained one, which takes texts of up to
             64 tokens.
         source: from `data.open_dataset(..., captions=True)`.
+        asked: another one, whose captions are read, too.
         mesh: where a pretrained encoder lies; None is the default device.
 
     Raises:
         ValueError: as by `of_captions`, or "own" does not know the captions beforehand.
     """
     if not getattr(source, "reads_captions", False):
-        return of_captions(name, data.captions_of(source), mesh=mesh)
+        captions = [*data.captions_of(source), *(() if asked is None else data.captions_of(asked))]
+        return of_captions(name, captions, mesh=mesh)
     if name == "own":
         raise ValueError(
             "the encoder own begins with a vocabulary of all captions, and those of this data are not known "
@@ -206,13 +208,14 @@ def condition_of(encoder: TextEncoder, captions: Sequence[str] = (), held_out: S
 
 
 def condition_of_source(
-    source: Any, encoder: str = "own", *, mesh: Mesh | None = None
+    source: Any, encoder: str = "own", asked: Any = None, *, mesh: Mesh | None = None
 ) -> tuple[Condition, TextEncoder | None]:
     """Make the condition of a source of pictures: their captions, else their classes, else none.
 
     Args:
         source: from `data.open_dataset`, opened with captions where it has them.
         encoder: of captions, see `of`.
+        asked: another source, whose captions are asked for, e.g. of a split that is not trained with.
         mesh: where a pretrained encoder lies; None is the default device.
 
     Returns:
@@ -222,7 +225,7 @@ def condition_of_source(
         ValueError: as by `of_source`; or there are no captions, and an encoder other than "own" is asked for.
     """
     if getattr(source, "captions", None) or getattr(source, "reads_captions", False):
-        of_text = of_source(encoder, source, mesh=mesh)
+        of_text = of_source(encoder, source, asked, mesh=mesh)
         return condition_of(of_text, *data.preview_captions(source)), of_text
     if encoder != "own":
         raise ValueError(f"the encoder {encoder} is for captions, and this data has none: leave it out")

@@ -86,7 +86,8 @@ def command(
         trained = parameters(first.experiment, first.path, mesh=where)
         samples = draw(first.experiment, trained, num, words=words, seed=next(seeds), batch=batch, mesh=where)
         x, cond = data.to_uint8(samples.x), samples.cond
-        texts = samples.names if first.experiment.condition.parse_text else ()
+        given = () if prompt is None else (prompt,)
+        texts = samples.names if first.experiment.condition.parse_text else given
     else:
         x = np.repeat(np.stack([read_picture(file, shape, fit=fit) for file in pictures]), num or 1, axis=0)
         texts = () if words is None else (words,)

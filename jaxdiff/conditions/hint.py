@@ -50,7 +50,7 @@ def hint(condition: Condition, pictures: np.ndarray, numbers: Sequence[int] | np
     @cache
     def turns() -> dict[Any, int]:
         """The first turn of each condition."""
-        return {_bytes(condition.choose(present[[turn]])): turn for turn in reversed(range(len(present)))}
+        return {_bytes(condition, condition.choose(present[[turn]])): turn for turn in reversed(range(len(present)))}
 
     def choose(index: np.ndarray) -> Cond:
         rounds, turn = np.divmod(np.asarray(index), len(present))
@@ -58,7 +58,7 @@ def hint(condition: Condition, pictures: np.ndarray, numbers: Sequence[int] | np
         return {**condition.choose(present[turn]), "hint": pictures[taken].astype(np.float32) / 255}
 
     def parse(words: str) -> Cond:
-        turn = turns().get(_bytes(condition.parse(words)))
+        turn = turns().get(_bytes(condition, condition.parse(words)))
         if turn is None:
             raise ValueError(f"there is no picture of {words!r} among the {len(pictures)} at hand")
         return choose(np.array([turn]))
@@ -68,9 +68,9 @@ def hint(condition: Condition, pictures: np.ndarray, numbers: Sequence[int] | np
     return replace(condition, spec=spec, choose=choose, parse=parse, names=names, unasked=(*condition.unasked, "hint"))
 
 
-def _bytes(cond: Cond) -> tuple[tuple[str, bytes], ...]:
-    """What is equal for equal conditions."""
-    return tuple(sorted((name, np.asarray(a).tobytes()) for name, a in cond.items()))
+def _bytes(condition: Condition, cond: Cond) -> tuple[bytes, ...]:
+    """What is equal for equal entries."""
+    return tuple(np.asarray(cond[name], spec.dtype).tobytes() for name, spec in condition.spec.items())
 
 
 def noised(

@@ -220,8 +220,10 @@ def _encoder(stage: Stage) -> Callable[[Any, Array], Array]:
         x0 = images if stage.encode is None else stage.encode(params, images)
         shape = jax.eval_shape(stage.medium.decode, params, x0).shape
         if shape != images.shape or x0.shape[-1] != stage.medium.shape[-1]:
+            height, width = (a // b for a, b in zip(stage.picture_shape[:2], stage.medium.shape[:2], strict=True))
             raise UserError(
-                f"the run draws pictures of {stage.picture_shape}, and one of {images.shape[1:]} is not what it takes"
+                f"pictures are drawn of shape {stage.picture_shape}, or of another height and width that are multiples "
+                f"of {height} and {width}, got {images.shape[1:]}"
             )
         return x0
 

@@ -83,7 +83,6 @@ def experiment_of(teacher: Teacher, method: Method, run: Run, *, optimizer: Call
         frozen=lambda mesh: {"teacher": teacher.parameters(mesh), "model": shared},
         given=trained.given,
         averaged=trained.averaged,
-        of_batches=None,
         snapshot_every=0,
         save_every=None,
     )

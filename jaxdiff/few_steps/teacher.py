@@ -183,9 +183,13 @@ def load_teacher(path: str, run: Run, guidance: float | None = None, mesh: Mesh 
     experiment = load_run(folder, changes=changes, mesh=mesh)
     check_vocabulary(folder, experiment.condition)
     model, augments = experiment.model, experiment.condition.augment is not unaugmented
+    spec = experiment.training.batch_spec
+    strange = "mean" not in spec and spec["x"].shape != experiment.medium.shape  # pictures of a model of latents, say
+    plain = experiment.training.of_batches is None
     refused = {
         "no diffusion": model.generate is not None,
-        "noise on its condition, without training.of_batches": augments and experiment.training.of_batches is None,
+        "noise on its condition, without training.of_batches": augments and plain,
+        "batches that its network does not learn, without training.of_batches": plain and strange,
         "frozen arrays that are no dict": not isinstance(model.frozen, dict | None),
         "a network that models.of has not made": model.network is None,
         "a network that is given both ends of a step": getattr(model.network, "next_noise", False),

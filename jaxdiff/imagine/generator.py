@@ -44,8 +44,8 @@ class Stage(NamedTuple):
         params: as `sampler.sampler`'s function takes them.
         model, sampling, condition, medium: as an experiment has them.
         controls: of what steers the model, by name the shape of what it follows, as `text_to_image.Pipeline` has it.
-        encode: (params, images [B, H, W, C] in [-1, 1]) -> x0 as the network gets it; None: pictures of this size are
-            not begun with smaller ones.
+        encode: (params, images [B, H, W, C] in [-1, 1]) -> x0 as the network gets it; None: what is drawn is not
+            begun with pictures.
     """
 
     params: Params

@@ -16,7 +16,7 @@ from jaxdiff.media.base import Evaluator, Medium, Report, Samples
 from jaxdiff.media.images import images
 from jaxdiff.media.reconstructions import Features, describe_distances, paired_distances
 
-__all__ = ["captioned"]
+__all__ = ["MOST", "captioned", "representatives"]
 
 MOST = 1024  # pictures among which a sample's nearest is looked for
 
@@ -45,7 +45,7 @@ def captioned(
     captions = getattr(pictures, "captions", None) or ()
     if not captions:
         raise ValueError("the captions of these pictures are not known beforehand")
-    known = _spread(len(captions), min(len(captions), MOST))
+    known = representatives(pictures)
 
     def evaluator(run: Path, condition: Condition) -> Evaluator:
         if features is None:
@@ -57,6 +57,14 @@ def captioned(
 
     base = images(tuple(pictures.shape), preview=preview, captions=True)
     return replace(base, evaluator=evaluator, prompts=prompts)
+
+
+def representatives(pictures: data.Dataset) -> np.ndarray:
+    """Indices of up to `MOST` pictures, spread evenly; where their captions are known, no two of the same first one."""
+    captions = getattr(pictures, "captions", None) or [[i] for i in range(len(pictures))]
+    first = {each[0]: i for i, each in reversed(list(enumerate(captions)))}
+    unique = np.sort(np.array(list(first.values())))
+    return unique[_spread(len(unique), min(len(unique), MOST))]
 
 
 def _spread(total: int, count: int) -> np.ndarray:

@@ -18,7 +18,7 @@ def latents(shape: tuple[int, ...], *, preview: int = 10) -> Medium:
         preview: examples in a preview; the last has twice as many.
 
     Returns:
-        the medium; `images(shape, decode=...)` is for latents with their autoencoder.
+        the medium; `images(shape, decode=..., encode=...)` is for latents with their autoencoder.
 
     Raises:
         ValueError: a shape that is not that of latents.

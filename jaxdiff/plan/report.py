@@ -19,7 +19,7 @@ from jaxdiff.plan.topologies import Topology
 
 GUESS = (
     "Algorithms of products and convolutions are chosen by timing on the card: these are the compiler's guess.\n"
-    "JAX takes 75 % of a card's memory, or the share that XLA_PYTHON_CLIENT_MEM_FRACTION says."
+    "JAX takes 75 % of a card's memory, or the share that XLA_CLIENT_MEM_FRACTION says."
 )
 NOTE = "estimates of a compiler and of published peak figures, not measurements"
 
@@ -227,7 +227,8 @@ def _graphs(graphs: Graphs) -> str:
 
 def _share_of_memory() -> float:
     """The share of a GPU's memory that JAX takes here: its default, or what the user has chosen."""
-    return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
+    chosen = (os.environ.get(f"XLA_{name}MEM_FRACTION") for name in ("CLIENT_", "PYTHON_CLIENT_"))
+    return float(next(filter(None, chosen), 0.75))
 
 
 def _verdict(plan: Estimate) -> str:

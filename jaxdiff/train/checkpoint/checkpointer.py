@@ -35,7 +35,7 @@ class Room(NamedTuple):
     free: int
 
 
-def _arranged(x: Any, like: Any) -> Any:
+def _in_layout_of(x: Any, like: Any) -> Any:
     """Store an array in the layout of `like`, if it has one."""
     wanted = like.format
     return x if wanted.layout in (None, x.format.layout) else jax.device_put(x, wanted, donate=True)
@@ -184,7 +184,7 @@ class Checkpointer:
                 raise ValueError(f"checkpoint {place} does not fit:\n  {listed(differences, between=chr(10) + '  ')}")
             return expected
 
-        return jax.tree.map(_arranged, flat.unflatten_like(like, self._load(step, all_of_it)), like)
+        return jax.tree.map(_in_layout_of, flat.unflatten_like(like, self._load(step, all_of_it)), like)
 
     def restore_params(self, which: str, step: int | None = None, *, mesh: Mesh | None = None) -> Any:
         """Read a part of a state, as a nested dict.
