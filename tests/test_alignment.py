@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import tiny_pictures, tiny_points
+from helpers import tiny_parts, tiny_pictures, tiny_points
 from helpers.untrained import untrained
 from helpers.untrained_reward import untrained_reward
 
@@ -90,6 +90,9 @@ def test_mistakes(base, tmp_path):
     untrained(tmp_path / "points", Path(tiny_points.__file__))
     with pytest.raises(UserError, match=r"a run of pictures with two classes or more; .*points is none"):
         build(base=str(tmp_path / "points"), **KNOBS)
+    untrained(tmp_path / "latents", Path(tiny_parts.__file__))
+    with pytest.raises(UserError, match="network without text encoder, autoencoder"):
+        build(base=str(tmp_path / "latents"), **KNOBS)
     with pytest.raises(ValueError, match="last must lie between 1 and the grid's 8 steps, got 9"):
         build(base=str(base), last=9, **KNOBS)
     with pytest.raises(ValueError, match="the step to sigma = 0 is not penalized: last must be at least 2, or kl 0"):

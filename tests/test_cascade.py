@@ -14,6 +14,7 @@ import jaxdiff as jd
 from jaxdiff import cascade, conditions, data, networks, resize, text_encoders
 from jaxdiff.cli import upscale
 from jaxdiff.export import export_sampler
+from jaxdiff.media.captioned import captioned, representatives
 from jaxdiff.recipe import load
 from jaxdiff.sampler import sampler
 from jaxdiff.seeds import example_keys
@@ -155,7 +156,8 @@ def test_known_pictures_are_those_of_their_captions():
     names = [f"{colour} {thing}" for colour in ("red", "blue") for thing in ("car", "hat", "cup")]
     x = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
     shown = data.low_resolution(data.ArraySource(x, captions=[(name, "a thing") for name in names]), 4)
-    of_text = text_encoders.of_source("own", shown)
+    of_text_of = lambda source: text_encoders.of_source("own", source)  # noqa: E731
+    of_text = of_text_of(shown)
     condition = cascade.known_pictures(conditions.none(), shown, of_text)
     assert condition.choices == 6 and sorted(condition.names) == sorted(names) and "hat" in condition.vocabulary
     chosen = condition.choose(np.arange(6))
@@ -167,6 +169,20 @@ def test_known_pictures_are_those_of_their_captions():
     with pytest.raises(ValueError, match="no picture of 'car' among the 6 at hand"):
         condition.parse("car")
     assert condition.parse_text("car").keys() == {"ids", "mask"}  # of a picture that is given
+    # Two pictures of one caption: the first is shown, and what an evaluation compares with.
+    twice = data.ArraySource(x, captions=[(name,) for name in ["cat", "dog", *names[:2], "cat", "dog"]])
+    assert representatives(twice).tolist() == [0, 1, 2, 3]
+    assert captioned(twice, features=None).prompts(4) == ["cat", "dog", *names[:2]]
+    again = cascade.known_pictures(conditions.none(), data.low_resolution(twice, 4), of_text_of(twice))
+    assert again.choices == 4
+    np.testing.assert_allclose(
+        again.parse("dog")["hint"][0], data.low_resolution(twice, 4)[1]["hint"] / np.float32(255)
+    )
+    # A word that only the other source has.
+    plum = data.ArraySource(x[:1], captions=[("a plum",)])
+    assert "plum" in text_encoders.condition_of_source(shown, "own", plum)[0].vocabulary
+    with pytest.raises(ValueError, match="plum"):
+        text_encoders.of_source("own", shown).tokenize(["a plum"])
 
 
 @pytest.mark.slow

@@ -70,6 +70,7 @@ def test_a_student_without_updates_draws_what_its_teacher_draws_in_one_step(part
     student = student_of(parts, "semigroup")
     begin, frozen = student.model.pretrained(), student.frozen_of_loss()
     assert not student.model.learned_variance and student.condition.null is None
+    assert student.training.of_batches is not None  # of its own students
     teacher = replace(
         experiment, sampling=replace(experiment.sampling, solver=jd.solvers.ddim(), steps=1, guidance=1.0)
     )
