@@ -39,7 +39,8 @@ def load_base(path: str, run: Run) -> Teacher:
         run: the knobs of the tuning.
 
     Raises:
-        UserError: it is not one of pictures with classes, or as `few_steps.load_teacher` does.
+        UserError: it is not one of pictures with classes, has a text encoder, an autoencoder or a learned variance, or
+            as `few_steps.load_teacher` does.
     """
     # Of steps as many as the classifier's pictures take: the data may end with them.
     enough = replace(run, steps=max(run.steps, -(-PICTURES // run.batch)))

@@ -174,8 +174,8 @@ def load_teacher(path: str, run: Run, guidance: float | None = None, mesh: Mesh 
         mesh: where the arrays lie that nobody trains; None is the default device.
 
     Raises:
-        UserError: it has a network that `models.of` has not made, a condition that is noised by no `of_batches`, or it
-            is a few-step model that cannot be a teacher.
+        UserError: it has a network that `models.of` has not made, batches or a noised condition that are not what the
+            network learns and no `of_batches`, or it is a few-step model that cannot be a teacher.
         ValueError: guidance of a model without a null condition; the run's captions had other words.
     """
     changes = {name: getattr(run, name) for name in ("steps", "batch", "seed", "grad_accum_steps", "preview_every")}

@@ -58,7 +58,8 @@ def tmpd(
     """Tweedie moment projected diffusion: the Gaussian posterior mean with C = (sigma^2 / alpha) J (Boys et al. 2023).
 
     arXiv:2310.06721. The paper keeps the diagonal of A C A^T; here it is solved by conjugate gradients, so that
-    Gaussian data is exact.
+    Gaussian data is exact. They stop where v^T (A C A^T + std^2 I) v falls below std^2 |v|^2 / 2, which no covariance
+    allows and a network's J may do.
 
     Args:
         denoise: the denoiser, which may be guided already.
