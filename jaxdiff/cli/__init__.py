@@ -78,7 +78,7 @@ def _prepared(command: str, args: list[str], signals: Signals, *, program: bool)
         try:
             with signals.raising():  # what a signal interrupts may end in another exception, as a class's making does
                 _run(command, args, signals)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ModuleNotFoundError) as error:
             from jaxdiff.cli.errors import sentence
             from jaxdiff.faults import status
 

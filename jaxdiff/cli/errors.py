@@ -10,19 +10,22 @@ import jaxdiff
 from jaxdiff.experiment import UserError
 
 _PACKAGE = Path(jaxdiff.__file__).parent
+_EXTRAS = {"safetensors": "interop", "tokenizers": "interop"}  # packages that some commands need, by their extras
 
 
 def sentence(error: Exception) -> str | None:
     """Return the message of a user error, or None for an error that needs its traceback.
 
-    User errors are ValueErrors that jaxdiff itself raises, `UserError`s of experiments, and errors of the file system.
-    A ValueError of JAX, numpy or an experiment is not a user error.
+    User errors are ValueErrors that jaxdiff itself raises, `UserError`s of experiments, errors of the file system,
+    and packages of an extra that are not installed. A ValueError of JAX, numpy or an experiment is not a user error.
 
     Args:
         error: the error that ended a command.
     """
     if isinstance(error, UserError) or (isinstance(error, ValueError) and _refused_here(error)):
         return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+        return f"this needs {error.name}, which is missing: pip install 'jaxdiff[{_EXTRAS[error.name]}]'"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return None

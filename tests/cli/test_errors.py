@@ -1,7 +1,11 @@
 """A person's mistake ends with a sentence and status 2; an error of JAX, numpy or an experiment keeps its traceback."""
 
 import json
+import re
+import sys
+import tomllib
 from contextlib import nullcontext
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +13,12 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff import data, train
+from jaxdiff import cli, data, train
 from jaxdiff.cli import main
-from jaxdiff.cli.errors import sentence
+from jaxdiff.cli.errors import _EXTRAS, sentence
 from jaxdiff.experiment import UserError
 from jaxdiff.faults import DAMAGE, MISTAKE
+from jaxdiff.interop.formats.files import write_tensors
 from jaxdiff.media.files import grid
 from jaxdiff.networks import lora
 from jaxdiff.seeds import keys_at
@@ -57,6 +62,27 @@ def test_what_others_refuse_is_none():
     for error in (jax_hidden, in_c, mine, own):
         assert isinstance(error, ValueError) and sentence(error) is None, error
     assert sentence(KeyError("a")) is None and sentence(ValueError("never raised")) is None
+
+
+def test_a_package_of_an_extra_that_is_missing_is_named(monkeypatch, capsys):
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    (extra,) = set(_EXTRAS.values())
+    listed = pyproject["project"]["optional-dependencies"][extra]
+    assert {re.match(r"[\w-]+", each)[0] for each in listed} == _EXTRAS.keys()
+    monkeypatch.setitem(sys.modules, "safetensors", None)  # as if it were not installed
+    error = raised(write_tensors, {}, Path("weights.safetensors"))
+    assert sentence(error) == "this needs safetensors, which is missing: pip install 'jaxdiff[interop]'"
+    assert sentence(ModuleNotFoundError("No module named 'mine'", name="mine")) is None
+
+    def run(command, args, signals):
+        raise error
+
+    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.delenv("JAXDIFF_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as status:
+        main(["list"])
+    assert status.value.code == MISTAKE
+    assert capsys.readouterr().err == f"jaxdiff: {sentence(error)}\n"
 
 
 def test_an_experiment_can_refuse_its_knobs():
