@@ -41,7 +41,7 @@ def command(args: list[str]) -> None:
         )
         return
     # Arrays, e.g. a table of betas, are computed on the CPU, whatever this machine has. The plan reports the time of
-    # compilation, which a cache would hide.
+    # compilation, which JAX's own cache would hide; that of plans keeps it.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
     path, *rest = args

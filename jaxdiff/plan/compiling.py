@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdiff import train
 from jaxdiff.experiment import Experiment
 from jaxdiff.plan import flops, graphs, hlo
+from jaxdiff.plan.cache import Compiled, cached
 from jaxdiff.plan.gpus import asked_about
 from jaxdiff.plan.graphs import Graphs
 from jaxdiff.quantize import Quantized, Weights, quantize
@@ -59,7 +60,7 @@ class Program(NamedTuple):
         traced_flops: operations of the traced program on all devices together (see `flops.of_jaxpr`).
         model_flops: operations of the model alone: three times the loss for a train step, since a gradient costs two
             more (Chowdhery et al. 2022, arXiv:2204.02311, app. B), and all of them for a sampler.
-        seconds: time of tracing and compiling.
+        seconds: time of tracing and compiling (that of the first time, where it is read from JAX's cache folder).
         graphs: CUDA graphs; None for other devices, and where XLA does not list them.
     """
 
@@ -109,11 +110,11 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Program:
         once = jax.make_jaxpr(loss)(*arguments)
         gradient = jax.make_jaxpr(jax.grad(loss, has_aux=True))(*arguments)
         lowered = step.lower(state, batch)
-    memory, module, launched = _compile(lowered, (state, batch), mesh)
+    tracing = time.perf_counter() - begun
     traced = flops.of_jaxpr(gradient)
     # A gradient costs two more than the loss, but for what is frozen; and is all that is done but for recomputations.
     model = min(3 * flops.of_jaxpr(once), traced)
-    return Program(memory, module, traced, model, time.perf_counter() - begun, launched)
+    return _program(lowered, (state, batch), mesh, traced, model, tracing)
 
 
 def sampling(experiment: Experiment, mesh: Mesh, weights: Weights | None = None) -> Program:
@@ -141,8 +142,7 @@ def sampling(experiment: Experiment, mesh: Mesh, weights: Weights | None = None)
         generate = sampler(experiment.model, experiment.sampling, experiment.condition, experiment.medium, mesh=mesh)
         traced = flops.of_jaxpr(jax.make_jaxpr(generate)(*arguments))
         lowered = generate.lower(*arguments)  # type: ignore[attr-defined]
-    memory, module, launched = _compile(lowered, arguments, mesh)
-    return Program(memory, module, traced, traced, time.perf_counter() - begun, launched)
+    return _program(lowered, arguments, mesh, traced, traced, time.perf_counter() - begun)
 
 
 def _in_8_bits(params: Params, weights: Weights, mesh: Mesh) -> Any:
@@ -184,9 +184,21 @@ def _described(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def _compile(
-    lowered: jax.stages.Lowered, arguments: Any, mesh: Mesh
-) -> tuple[Memory, hlo.Module | None, Graphs | None]:
+def _program(
+    lowered: jax.stages.Lowered, arguments: Any, mesh: Mesh, traced: int, model: int, tracing: float
+) -> Program:
+    compiled = cached(_compile, lowered, mesh)
+    seconds = tracing + compiled.seconds
+    if compiled.sizes is None:
+        memory = Memory(_bytes_of(arguments), None, None, None, None, compiled.total)
+        return Program(memory, None, traced, model, seconds, None)
+    memory = Memory(*compiled.sizes, compiled.total)
+    found = graphs.parse(compiled.thunks) if compiled.thunks else None
+    return Program(memory, hlo.parse(compiled.text), traced, model, seconds, found)
+
+
+def _compile(lowered: jax.stages.Lowered, mesh: Mesh) -> Compiled:
+    begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         # libtpu's own dump, since JAX cannot read back every instruction of a newer libtpu; and a GPU's list of thunks.
         dumping: dict[str, str | bool] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
@@ -197,17 +209,18 @@ def _compile(
             needed = _OOM.search(str(error))
             if needed is None:
                 raise
-            return Memory(_bytes_of(arguments), None, None, None, None, _parse_size(needed[1], needed[2])), None, None
+            return Compiled(_parse_size(needed[1], needed[2]), None, "", "", time.perf_counter() - begun)
         dumped = list(Path(folder).glob("*.after_optimizations.txt")) if platform == "tpu" else []
         text = dumped[0].read_text() if dumped else compiled.as_text() or ""
         thunks = list(Path(folder).glob("*.thunk_sequence_after_thunk_passes.txt"))
-        found = graphs.parse(thunks[0].read_text()) if thunks else None
+        listed = thunks[0].read_text() if thunks else ""
     stats: Any = compiled.memory_analysis()
-    shared, code = stats.alias_size_in_bytes, stats.generated_code_size_in_bytes
     arguments, outputs = stats.argument_size_in_bytes, stats.output_size_in_bytes
+    shared, code = stats.alias_size_in_bytes, stats.generated_code_size_in_bytes
     temporaries = stats.temp_size_in_bytes
     total = arguments + outputs - shared + temporaries + code
-    return Memory(arguments, outputs, shared, temporaries, code, total), hlo.parse(text), found
+    sizes = arguments, outputs, shared, temporaries, code
+    return Compiled(total, sizes, text, listed, time.perf_counter() - begun)
 
 
 def _parse_size(number: str, unit: str) -> int:
