@@ -14,12 +14,13 @@ from helpers.devices import one_device
 from helpers.untrained import unpacked
 from PIL import Image
 
-from jaxdiff import conditions, imagine, solvers, train
+from jaxdiff import conditions, imagine, solvers, text_to_image, train
 from jaxdiff.cli import main
 from jaxdiff.cli.errors import sentence
 from jaxdiff.edit import draw, edit
 from jaxdiff.edit.source import align_tokens
 from jaxdiff.experiment import UserError
+from jaxdiff.seeds import example_keys
 
 PICTURE = np.random.default_rng(0).integers(0, 256, tiny.SHAPE).astype(np.uint8)
 X0 = np.float32(PICTURE) / 127.5 - 1
@@ -319,3 +320,34 @@ def test_a_part_of_a_picture_by_a_directory(tmp_path):
     np.testing.assert_allclose(stay, np.asarray(coded), atol=1e-4)
     assert np.abs(move - stay).max() > 1e-3
     np.testing.assert_allclose(edit(generator, picture, prompt="a dog", strength=0.0)[:1], np.asarray(coded), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_part_of_a_picture_by_a_network_for_inpainting(tmp_path):
+    tiny_pipeline.write(tmp_path / "sd", inpainting=True)
+    with pytest.raises(ValueError, match="for inpainting"):
+        imagine.of_directory(tmp_path / "sd")
+    generator = imagine.of_directory(tmp_path / "sd", steps=2, inpaint=True)
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    mask = np.zeros((8, 8), bool)
+    mask[:, 3:] = True  # a latent is 2 x 2 pixels
+    with pytest.raises(UserError, match="draws a part of a picture"):
+        edit(generator, picture, prompt="a cat")
+    # The pipeline's pictures, which are the reference's (tests/parity/test_pipelines.py), and the old part as it was.
+    pipe = text_to_image.load(tmp_path / "sd", steps=2)
+    x = np.float32(picture[None]) / 127.5 - 1
+    both = {"image": np.repeat(x, 2, 0), "mask": np.repeat(mask[None], 2, 0)}
+    tokens, negative = (pipe.tokenize([words] * 2) for words in ("a cat", ""))
+    options = both | {"negative": negative, "guidance": 3.0}
+    for strength in (1.0, 0.5):
+        wanted = pipe.generate(pipe.params, tokens, example_keys(0, 2), strength=strength, **options)
+        drawn = edit(generator, picture, prompt="a cat", mask=mask, num=2, strength=strength, guidance=3.0)
+        np.testing.assert_allclose(drawn, np.where(mask[..., None], wanted, x), atol=1e-5)
+        assert np.abs(drawn[0] - drawn[1])[mask].max() > 1e-3
+    # Beyond the edges, too, it sees what is around.
+    other = np.where(mask[..., None], picture, 255 - picture).astype(np.uint8)
+    wide, inverted = (edit(generator, p, prompt="a cat", outpaint=(4, 0, 0, 2)) for p in (picture, other))
+    assert wide.shape == (1, 10, 12, 3)
+    np.testing.assert_array_equal(wide[:, :8, 4:], x)
+    assert np.abs(wide - inverted)[:, :, :4].max() > 1e-5

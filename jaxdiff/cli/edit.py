@@ -97,7 +97,7 @@ def command(
         check_canvas(given[0].shape, outpaint)
     generator = open_generator(
         run, steps=steps, solver=solver, size=size, base=base, variant=variant, weights=weights, controls=controls,
-        mesh=where, trust=trust,
+        inpaint=True, mesh=where, trust=trust,
     )  # fmt: skip
     shape = generator.stage(1).picture_shape
     if len(shape) != 3 or shape[-1] not in (1, 3):

@@ -35,7 +35,8 @@ def check_kind(run: Path, **of_directories: Any) -> bool:
 
 def open_generator(
     run: Path, *, steps: int | None, solver: str | None, size: tuple[int, int] | None, base: Path | None,
-    variant: str | None, weights: Weights | None, controls: Sequence[Path] = (), mesh: Mesh | None, trust: bool,
+    variant: str | None, weights: Weights | None, controls: Sequence[Path] = (), inpaint: bool = False,
+    mesh: Mesh | None, trust: bool,
 ) -> Generator:  # fmt: skip
     """Load what draws.
 
@@ -48,6 +49,7 @@ def open_generator(
         variant: of a directory's weights.
         weights: "int8" or "float8": kernels in 8 bits.
         controls: what steers a directory's network, as for `text_to_image.load`.
+        inpaint: also take a directory's network for inpainting.
         mesh: where the parameters lie.
         trust: execute the run's program even if others can write it.
     """
@@ -55,6 +57,6 @@ def open_generator(
         if is_pipeline(run):
             return imagine.of_directory(
                 run, steps=steps, solver=solver, size=size, base=base, variant=variant, weights=weights,
-                controls=controls, mesh=mesh,
+                controls=controls, inpaint=inpaint, mesh=mesh,
             )  # fmt: skip
         return imagine.of_run(open_run(run), steps=steps, solver=solver, weights=weights, mesh=mesh, trust=trust)

@@ -56,10 +56,10 @@ def edit(
     """Draw what becomes of a picture.
 
     With a mask or beyond the edges, the new part is drawn from noise while the old is put back after each step, and the
-    step taken again (RePaint, see `inverse.replace`), with windows on a canvas that is larger than the network's
-    pictures (`inverse.windows`). Otherwise the whole picture is noised and denoised again (SDEdit, Meng et al. 2021,
-    arXiv:2108.01073), or, with a prompt of what it shows, moved from that prompt to the other, which
-    keeps more.
+    step taken again (RePaint, see `inverse.replace`); a network for inpainting is given the mask and the old part
+    instead. A canvas that is larger than the network's pictures is drawn by windows (`inverse.windows`). Otherwise the
+    whole picture is noised and denoised again (SDEdit, Meng et al. 2021, arXiv:2108.01073), or, with a prompt of what
+    it shows, moved from that prompt to the other, which keeps more.
 
     Args:
         generator: of a run or a directory, see `imagine.of_run` and `imagine.of_directory`.
@@ -87,8 +87,8 @@ def edit(
             not draw or of too many pixels, a source together with a part of the picture or without a prompt, a
             condition that does not parse, a model without a null condition where there is no prompt, guidance without
             a prompt, a style together with a source or a part of the picture, a weight without a style, a method
-            without a source, another number of hints, or a hint of the size of the network's pictures for a larger
-            canvas.
+            without a source, another number of hints, a hint of the size of the network's pictures for a larger
+            canvas, or a network for inpainting without a part of the picture to draw.
         ValueError: the package of the features is not installed; a strength outside [0, 1], guidance that is no scale,
             or another method.
     """
@@ -101,6 +101,8 @@ def edit(
         prompt=prompt, source=source, method=method, style=style, style_weight=style_weight, partly=partly,
         guidance=guidance,
     )  # fmt: skip
+    if stage.encode_masked is not None and not partly:
+        raise UserError("the network is for inpainting: it draws a part of a picture, by a mask or beyond the edges")
     strength = (1.0 if partly else STRENGTH) if strength is None else strength
     check_strength(strength)
     shards = 1 if generator.mesh is None else num_batch_shards(generator.mesh)
@@ -123,9 +125,14 @@ def edit(
             weight=style_weight,
         )  # fmt: skip
     else:
-        known = _coarse(~inpaint_mask, x0.shape[1:3]) if partly else None
+        known, beside = None, {}
+        if stage.encode_masked is not None:
+            around = generator.compiled(_around)
+            beside = {"concat": around(stage.params, repeat(canvas[None]), repeat(inpaint_mask[None]))}
+        elif partly:
+            known = _coarse(~inpaint_mask, x0.shape[1:3])
         redraw = generator.compiled(_redrawn, guided=guided, mesh=generator.mesh)
-        drawn = redraw(stage.params, keys, x0, cond=repeat(cond), scale=scale, strength=strength, known=known)
+        drawn = redraw(stage.params, keys, x0, cond=repeat(cond) | beside, scale=scale, strength=strength, known=known)
     drawn = np.asarray(gather(drawn))[:num]
     return np.where(inpaint_mask[..., None], drawn, canvas) if partly else drawn
 
@@ -228,6 +235,12 @@ def _encoder(stage: Stage) -> Callable[[Any, Array], Array]:
         return x0
 
     return encode
+
+
+def _around(stage: Stage) -> Callable[[Any, Array, Array], Array]:
+    """What a network for inpainting is given of a picture."""
+    assert stage.encode_masked is not None
+    return stage.encode_masked
 
 
 def _redrawn(stage: Stage, *, guided: bool, mesh: Mesh | None) -> Callable[..., Array]:

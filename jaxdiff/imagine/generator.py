@@ -46,6 +46,8 @@ class Stage(NamedTuple):
         controls: of what steers the model, by name the shape of what it follows, as `text_to_image.Pipeline` has it.
         encode: (params, images [B, H, W, C] in [-1, 1]) -> x0 as the network gets it; None: what is drawn is not
             begun with pictures.
+        encode_masked: (params, images, mask bool [B, H, W]) -> what a network for inpainting gets beside x, as
+            `cond["concat"]`; None: other networks.
     """
 
     params: Params
@@ -55,6 +57,7 @@ class Stage(NamedTuple):
     medium: Medium
     encode: Callable[[Any, Array], Array] | None = None
     controls: Mapping[str, HintShape] = MappingProxyType({})
+    encode_masked: Callable[[Any, Array, Array], Array] | None = None
 
     @property
     def picture_shape(self) -> tuple[int, ...]:
@@ -268,6 +271,7 @@ def of_directory(
     variant: str | None = None,
     weights: Weights | None = None,
     controls: Sequence[str | Path] = (),
+    inpaint: bool = False,
     mesh: Mesh | None = None,
 ) -> Generator:
     """Make a generator of a text-to-image directory, whose pictures can grow.
@@ -281,16 +285,18 @@ def of_directory(
         variant: of the weights in a directory.
         weights: "int8" or "float8": kernels in 8 bits, as for `text_to_image.load`.
         controls: what steers the model, as for `text_to_image.load`.
+        inpaint: also take a network for inpainting, with which `edit.edit` draws a part of a picture.
         mesh: where the parameters lie; None is the default device.
 
     Raises:
-        ValueError: as by `text_to_image.load`; a network for inpainting, which is given the picture.
+        ValueError: as by `text_to_image.load`; a network for inpainting without `inpaint`.
     """
     options: dict[str, Any] = {
         "steps": steps, "kind": solver, "base": base, "dtype": compute_dtype(), "controls": controls,
     }  # fmt: skip
     usual = text_to_image.describe(directory, size=size, **options)
-    usual.check_whole()
+    if not inpaint:
+        usual.check_whole()
     place = None if mesh is None else lambda tree: train.shard_params(tree, mesh)
     params = text_to_image.load(
         directory, size=size, variant=variant, param_dtype=weights, place=place, **options
@@ -300,7 +306,8 @@ def of_directory(
         larger = scale * usual.size[0], scale * usual.size[1]
         parts = steered(usual if scale == 1 else text_to_image.describe(directory, size=larger, **options))
         made = parts.model, parts.sampling, parts.condition, parts.medium
-        return Stage(params, *made, parts.encode_images, hint_shapes(parts))
+        masked = parts.encode_masked if parts.inpaints else None
+        return Stage(params, *made, parts.encode_images, hint_shapes(parts), masked)
 
     where = tuple(absolute(str(path)) for path in controls)
     return _generator(stage, solver=solver, size=usual.size, weights=weights, controls=where, mesh=mesh)

@@ -27,7 +27,8 @@ def windows(apply: Apply, size: tuple[int, int], stride: tuple[int, int] | None 
         stride: distance of windows, at most their size; None is half of it. The last window ends with the canvas.
 
     Returns:
-        the network for x [B, H, W, C] with H and W at least the window's, evaluated once for all windows.
+        the network for x [B, H, W, C] with H and W at least the window's, evaluated once for all windows. Of
+        `cond["concat"]` [B, H, W, C'], which lies beside x, a window sees what is beside its part of x.
 
     Raises:
         ValueError: no pairs, or a stride below 1 or above the size; from the network, a canvas smaller than a window.
@@ -49,8 +50,9 @@ def windows(apply: Apply, size: tuple[int, int], stride: tuple[int, int] | None 
         # A picture's windows lie next to each other, so that halves of the batch stay halves, e.g. for
         # `networks.control_attention`, and a sharded batch stays where it is.
         copies = lambda a: jnp.repeat(a, len(places), axis=0)  # noqa: E731
-        parts = jnp.stack([x[place] for place in places], 1).reshape(-1, *size, x.shape[-1])
-        out = apply(params, parts, copies(noise), jax.tree.map(copies, cond), **options)
+        cut = lambda a: jnp.stack([a[place] for place in places], 1).reshape(-1, *size, a.shape[-1])  # noqa: E731
+        beside = {"concat": cut(cond["concat"])} if "concat" in (cond or {}) else {}
+        out = apply(params, cut(x), copies(noise), jax.tree.map(copies, cond) | beside, **options)
         count = np.zeros((1, *canvas, 1))
         for place in places:
             count[place] += 1

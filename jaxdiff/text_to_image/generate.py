@@ -146,10 +146,10 @@ def _begin(
     extra: Cond = {}
     inpaint_mask: Array | None = None
     if mask is not None:
-        keep, inpaint_mask = _masks(parts, mask, batch)
-        if parts.inpaints:
-            around = _encode(parts, params, jnp.where(keep, image, 0), batch)
-            extra = {"concat": jnp.concatenate([inpaint_mask, around], axis=-1)}
+        anew = _anew(parts, mask, batch)
+        step = parts.codec.factor
+        inpaint_mask = anew[:, ::step, ::step, None].astype(parts.dtype)
+        extra = {"concat": parts.encode_masked(params, image, anew)} if parts.inpaints else {}
 
     def begin(x: Array, noise: Array, levels: Level, solver: Solver) -> tuple[Array, Array, Solver]:
         start = first_step(parts.sampling.steps, strength, round_up=parts.layout.round_up)
@@ -175,13 +175,11 @@ def _encode(parts: Parts, params: Params, image: Array, batch: int) -> Array:
     return parts.encode_images(params, image)
 
 
-def _masks(parts: Parts, mask: Array, batch: int) -> tuple[Array, Array]:
-    """Which pixels are kept, and which latents are painted anew."""
+def _anew(parts: Parts, mask: Array, batch: int) -> Array:
+    """Which pixels are painted anew."""
     if mask.shape != (batch, *parts.size):
         raise ValueError(f"masks must have shape {(batch, *parts.size)}, got {mask.shape}")
-    inpaint = mask.astype(parts.dtype)[..., None] >= 0.5
-    step = parts.codec.factor
-    return ~inpaint, inpaint[:, ::step, ::step].astype(parts.dtype)
+    return mask.astype(parts.dtype) >= 0.5
 
 
 def _keep_known(solver: Solver, known: Array, noise: Array, mask: Array, end: Array) -> Solver:

@@ -92,8 +92,7 @@ class Parts(NamedTuple):
         """Raise ValueError unless the network draws whole pictures."""
         if self.inpaints:
             raise ValueError(
-                "the network is for inpainting, and takes the mask and the picture itself: `text_to_image.load` draws "
-                "with it, in Python"
+                "the network is for inpainting, and takes a picture and its mask: `jaxdiff edit` draws with it"
             )
 
     @property
@@ -105,6 +104,18 @@ class Parts(NamedTuple):
         """The latents of images, the mean of their posterior, as the network gets them."""
         mean, _ = self.codec.encode(params["vae"], images.astype(self.dtype))
         return self.codec.normalize(mean).astype(self.dtype)
+
+    def encode_masked(self, params: Params, images: Array, mask: Array) -> Array:
+        """What a network for inpainting gets beside x: the mask, and the latents of the images with grey in its place.
+
+        Args:
+            params: of the pipeline.
+            images: [B, H, W, 3] in [-1, 1].
+            mask: bool [B, H, W], where they are painted anew.
+        """
+        step = self.codec.factor
+        coarse = mask[:, ::step, ::step, None].astype(self.dtype)
+        return jnp.concatenate([coarse, self.encode_images(params, jnp.where(mask[..., None], 0, images))], axis=-1)
 
 
 def make_parts(
@@ -185,7 +196,8 @@ def _condition(
         if ZERO in cond:
             hide = lambda a: jnp.where(append_axes(cond[ZERO], a.ndim), 0, a)  # noqa: E731
             encoded = jax.tree.map(hide, encoded)
-        return complete(layout, models, size, encoded, cond)
+        beside = {"concat": cond["concat"]} if "concat" in cond else {}
+        return complete(layout, models, size, encoded, cond) | beside
 
     return Condition(
         {name: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for name, a in empty.items()},

@@ -41,9 +41,9 @@ T5 = {
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 
 
-def write(directory, **index):
+def write(directory, *, inpainting=False, **index):
     """Makes a directory of Stable Diffusion; every parameter is random and none is 0."""
-    parts = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
+    parts = {"unet": UNET | {"in_channels": 9} if inpainting else UNET, "vae": VAE, "text_encoder": TEXT}
     return _write(directory, parts, SCHEDULER, {"_class_name": "StableDiffusionPipeline", **index})
 
 
