@@ -139,8 +139,11 @@ def test_what_a_model_is_given_without_a_prompt():
         return made.model.apply(params, x, noise, {"label": np.full(len(x), NULL)})
 
     plain = replace(made, model=replace(made.model, apply=apply), condition=conditions.none())
-    drawn = edit(imagine.of_experiment(plain, made.model.init(None)), PICTURE, outpaint=(0, 2, 0, 0))
+    generator = imagine.of_experiment(plain, made.model.init(None))
+    drawn = edit(generator, PICTURE, outpaint=(0, 2, 0, 0))
     assert drawn.shape == (1, 6, 8, tiny.SHAPE[2]) and asked and not any(asked)
+    begun = imagine.draw(generator, imagine.begin(generator.history, "", seed=3), [2])[2]
+    np.testing.assert_allclose(begun.x0, tiny.by_hand(NULL, tiny.noise(3, 2)), atol=1e-5)
     hinted = conditions.hint(made.condition, np.zeros((3, *tiny.SHAPE), np.uint8))
     steered = imagine.of_experiment(replace(made, condition=hinted), made.model.init(None))
     with pytest.raises(UserError, match="without a prompt, which gives it hint"):
@@ -213,11 +216,12 @@ def test_mistakes(generator):
 
 def test_mistakes_of_the_command(tmp_path, capsys):
     for args, words in (
-        ((), "edit takes --prompt, --style, --mask or --outpaint"),
+        ((), "edit takes --prompt, --strength, --style, --mask or --outpaint"),
         (("--prompt", "Bag", "--out", str(tmp_path / "b.jpg")), "--out must end in .png or .npz, or be a folder, got"),
         (("--prompt", "Bag", "--out", str(tmp_path / "b.PNG")), "--out must end in .png or .npz, or be a folder, got"),
         (("--prompt", "Bag", "--size", "8", "8"), "is no text-to-image directory"),
         (("--outpaint", "0", "15000000", "9", "0"), "has at most 89,478,485 pixels, got 15,000,001 x 10"),
+        (("--strength", "0.5"), "cannot read the image"),
         (("--prompt", "Bag"), "a.png"),
         (("--outpaint", "0", "8000000", "0", "0"), "has at most 89,478,485 pixels, got 8,000,012 x 12"),
     ):

@@ -50,8 +50,9 @@ def command(
 ) -> None:
     """Change a picture with a trained run, or with Stable Diffusion or Flux.
 
-    --prompt redraws the whole picture, the more of it the larger --strength is; with --source it is moved from one
-    prompt to the other, and keeps more. --mask and --outpaint draw a part anew, and leave the rest as it is.
+    --prompt redraws the whole picture, the more of it the larger --strength is, which alone does so without words; with
+    --source it is moved from one prompt to the other, and keeps more. --mask and --outpaint draw a part anew, and leave
+    the rest as it is.
 
     Args:
         run: the run's folder, fashion or emoji, or a text-to-image directory or file.
@@ -78,8 +79,8 @@ def command(
     out = Path(f"edited-{seed}.png") if out is None else out
     check_suffix(images((1, 1, 3)), out)
     try_out(out)
-    if prompt is None and style is None and mask is None and not any(outpaint):
-        raise ValueError("edit takes --prompt, --style, --mask or --outpaint: what shall be drawn?")
+    if all(option is None for option in (prompt, style, mask, strength)) and not any(outpaint):
+        raise ValueError("edit takes --prompt, --strength, --style, --mask or --outpaint: what shall be drawn?")
     check_canvas(size or (1, 1), outpaint)
     own_solver = method in ("edit_friendly", "prompt_to_prompt") or mask is not None or any(outpaint)
     if solver is not None and own_solver:

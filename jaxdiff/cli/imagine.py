@@ -57,7 +57,7 @@ def command(
 
     Args:
         run: the run's folder, or a text-to-image directory or file.
-        prompt: what the pictures show; of a run with classes the name of one.
+        prompt: what the pictures show; of a run with classes the name of one, of one that takes no words "".
         vary: number of a picture to draw variations of.
         remix: with --vary: what the variations show.
         upscale: number of a picture to draw at twice the size.

@@ -11,6 +11,8 @@ def none() -> Condition:
     """The condition of an unconditional model."""
 
     def parse(words: str) -> Cond:
-        raise ValueError(f"this run has no condition to ask for, got {words!r}")
+        if words:  # the empty prompt asks for nothing
+            raise ValueError(f"this run has no condition to ask for, got {words!r}")
+        return {}
 
     return Condition({}, lambda index: {}, parse)

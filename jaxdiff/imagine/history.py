@@ -106,7 +106,7 @@ def begin(
         the longer history.
 
     Raises:
-        ValueError: no prompt, a number out of range, or another number of hints.
+        ValueError: a prompt that is no text or too long, a number out of range, or another number of hints.
     """
     guidance = history.guidance if guidance is None else guidance
     return _add(history, Picture(prompt, seed, guidance, hints=tuple(hints)), num)
@@ -167,7 +167,8 @@ def remix(
         the longer history.
 
     Raises:
-        ValueError: no such picture, no prompt, a number out of range, or another number of hints.
+        ValueError: no such picture, a prompt that is no text or too long, a number out of range, or another number of
+            hints.
     """
     parent = history.picture(n)
     guidance = parent.guidance if guidance is None else guidance
@@ -242,9 +243,9 @@ def check_picture(picture: Picture, controls: int = 0) -> Picture:
         ValueError: it cannot be drawn.
     """
     prompt, strength = picture.prompt, picture.strength
-    if not isinstance(prompt, str) or not prompt.strip() or len(prompt) > PROMPT:
-        got = f"{len(prompt):,} characters" if isinstance(prompt, str) and prompt.strip() else repr(prompt)
-        raise ValueError(f"a prompt must have 1 to {PROMPT:,} characters, not all of them spaces, got {got:.80}")
+    if not isinstance(prompt, str) or len(prompt) > PROMPT:
+        got = f"{len(prompt):,}" if isinstance(prompt, str) else repr(prompt)
+        raise ValueError(f"a prompt is a text of up to {PROMPT:,} characters, got {got:.80}")
     if len(picture.hints) != controls:
         raise ValueError(
             f"a history with {controls} controls takes as many --control for each picture, got {len(picture.hints)}"

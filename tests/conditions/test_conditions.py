@@ -107,6 +107,7 @@ def test_a_picture_by_its_number():
 def test_none():
     condition = conditions.none()
     assert condition.choose(np.arange(3)) == {} and condition.zeros() == {}
+    assert condition.parse("") == {}  # nothing is asked for
     with pytest.raises(ValueError, match="no condition to ask for, got '3'"):
         condition.parse("3")
 
