@@ -151,7 +151,8 @@ def find_split(path: str, split: str) -> Path:
     if split not in names:
         where = " and ".join(f"{folder}/{name}" for name in ("train", split))
         got = f"{folder} has the splits {', '.join(names)}, got {split!r}"
-        raise ValueError(f"{got}: choose one of them (--split), or make the folders {where}")
+        choose = "choose one of them (by --split, where the command has it)"
+        raise ValueError(f"{got}: {choose}, or make the folders {where}")
     return inside
 
 

@@ -69,7 +69,9 @@ def batches(
 
     size = integer("batch_size", batch_size, 1)
     if size > len(source):
-        raise ValueError(f"batch_size {size} is larger than the data set, which has {len(source)} examples")
+        raise ValueError(
+            f"a batch of {size} is larger than the data set, which has {len(source)} examples: choose a smaller one"
+        )
     mine = _rows(rows, size)
     begin = integer("start", start, 0)
     ahead, workers = integer("prefetch", prefetch, 0), integer("workers", workers, 0)

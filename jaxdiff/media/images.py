@@ -15,7 +15,7 @@ from jaxdiff.conditions import Condition
 from jaxdiff.media.base import Evaluator, Medium, Report, Samples, as_decoded
 from jaxdiff.media.captions import save_captioned
 from jaxdiff.media.files import save_npz, save_png, save_pngs
-from jaxdiff.metrics.report import LEAST_OF_CLASS, evaluate, format_report
+from jaxdiff.metrics.report import LEAST_OF_CLASS, check_classes, evaluate, format_report
 
 __all__ = ["images", "save_images"]
 
@@ -97,6 +97,8 @@ def _evaluator(run: Path, condition: Condition, source: str, shape: tuple[int, .
     if "label" not in condition.spec or not classes:
         raise ValueError("eval needs an experiment with classes: its classifier recognizes them")
     test_set, train_set = _real(_open_held_out(source, shape)), _real(_open(source, "train", shape))
+    for name, real in (("test set", test_set), ("training set", train_set)):  # before minutes go to the classifier
+        check_classes(name, real["label"], np.arange(classes), condition.names)
     path = run / "judge.npz"
     if not path.exists():
         save_classifier(path, fit_classifier(train_set["x"], train_set["label"], num_classes=classes, progress=True))

@@ -11,7 +11,7 @@ from jaxdiff.metrics.classification import accuracy
 from jaxdiff.metrics.coverage import precision_recall
 from jaxdiff.metrics.distances import KernelDistance, kernel_distance
 
-__all__ = ["LEAST_OF_CLASS", "Classify", "as_images", "evaluate", "format_report"]
+__all__ = ["LEAST_OF_CLASS", "Classify", "as_images", "check_classes", "evaluate", "format_report"]
 
 LEAST_OF_CLASS = 4  # images
 
@@ -67,7 +67,7 @@ def evaluate(
     train_x, train_label = as_images(train_x), np.asarray(train_label)
     fake_label, test_label = np.asarray(fake_label), np.asarray(test_label)
     for name, labels in (("samples", fake_label), ("test set", test_label), ("training set", train_label)):
-        _check_classes(name, labels, fake_label)
+        check_classes(name, labels, fake_label)
     chosen = _matching(train_label, fake_label, rng)
     (fake_logits, fake), (test_logits, test) = classify(fake_x), classify(test_x)
     report: dict[str, Any] = {"count": {"samples": len(fake), "train": len(chosen), "test": len(test)}}
@@ -91,6 +91,27 @@ def evaluate(
             "recall": recall,
         }
     return report
+
+
+def check_classes(name: str, labels: np.ndarray, expected: np.ndarray, class_names: Sequence[str] = ()) -> None:
+    """Check that there are enough images of each class for `evaluate`.
+
+    Args:
+        name: of the images, for the error.
+        labels: of the images, int [N].
+        expected: the classes that are measured.
+        class_names: one for each class; empty: classes are numbered.
+
+    Raises:
+        ValueError: of a class there are fewer than `LEAST_OF_CLASS`.
+    """
+    for c in np.unique(expected):
+        count = np.count_nonzero(labels == c)
+        if count < LEAST_OF_CLASS:
+            which = repr(class_names[c]) if class_names else f"class {c}"
+            raise ValueError(
+                f"an evaluation needs at least {LEAST_OF_CLASS} images of each class; the {name} has {count} of {which}"
+            )
 
 
 def format_report(report: dict[str, Any], class_names: Sequence[str] = ()) -> str:
@@ -166,15 +187,6 @@ def _kernel_distance_by_class(
         estimates.append(kernel_distance(a, b, blocks=min(blocks, len(a) // 2, len(b) // 2), seed=seed))
     values, errors = np.array(estimates).T
     return KernelDistance(float(values.mean()), float(np.sqrt(np.sum(errors**2)) / len(estimates)))
-
-
-def _check_classes(name: str, labels: np.ndarray, expected: np.ndarray) -> None:
-    for c in np.unique(expected):
-        count = np.count_nonzero(labels == c)
-        if count < LEAST_OF_CLASS:
-            raise ValueError(
-                f"an evaluation needs at least {LEAST_OF_CLASS} images of each class; the {name} has {count} of {c}"
-            )
 
 
 def _matching(labels: np.ndarray, expected: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -202,7 +202,7 @@ def test_workers_give_the_same_stream():
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"batch_size": 2.0}, "batch_size must be an integer"),
         ({"batch_size": True}, "batch_size must be an integer"),
-        ({"batch_size": 11}, "batch_size 11 is larger than the data set, which has 10 examples"),
+        ({"batch_size": 11}, "a batch of 11 is larger than the data set, which has 10 examples"),
         ({"rows": [0, 4]}, "rows must be integers from 0 to 3"),
         ({"rows": [-1]}, "rows must be"),
         ({"rows": []}, "rows must be integers from 0 to 3, at least one"),

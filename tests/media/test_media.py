@@ -97,6 +97,8 @@ def test_images_are_measured_by_the_runs_classifier(tmp_path, monkeypatch):
         report = medium.evaluator(tmp_path, condition)(Samples(x, {"label": (label + wrong) % 3}, 3))
         assert (report.values["samples"]["accuracy"] > 0.9) == (not wrong)
     assert report.values["class_names"] == ["top", "bottom", "upright"] and "upright" in report.text
+    with pytest.raises(ValueError, match="the test set has 0 of 'none'"):  # before a classifier is fitted
+        medium.evaluator(tmp_path / "other", conditions.label(4, (*condition.names, "none")))
     sets.pop("validation")
     with pytest.raises(ValueError, match="no split test"):
         medium.evaluator(tmp_path, condition)

@@ -115,7 +115,7 @@ def test_load_params_refuses(saved, tmp_path):
         train.load_params(saved[0], "opt")
     with pytest.raises(ValueError, match="not a run"):
         train.load_params(tmp_path)
-    with pytest.raises(ValueError, match=r"no checkpoint 7 .* holds \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"no checkpoint 7 .* holds 2, 3"):
         train.load_params(saved[0], step=7)
     assert list(tmp_path.iterdir()) == []
     with (
@@ -221,7 +221,7 @@ def test_a_step_that_is_deleted_while_it_is_read_is_not_damaged(saved, run, monk
     monkeypatch.setattr(arrays.Arrays, "read", slowly)
     assert toy.same(train.load_params(run), saved[1][2].ema)
     assert capsys.readouterr().err == ""
-    with pytest.raises(ValueError, match=r"no checkpoint 3 .* holds \[2\]"):
+    with pytest.raises(ValueError, match=r"no checkpoint 3 .* holds 2"):
         train.load_params(run, step=3)
 
 
@@ -365,7 +365,7 @@ def test_another_optimizer_is_a_difference(run):
 def test_nothing_to_restore(tmp_path):
     with train.Checkpointer(tmp_path) as checkpointer:
         assert checkpointer.latest() is None
-        with pytest.raises(ValueError, match=r"no checkpoint in .*holds \[\]"):
+        with pytest.raises(ValueError, match=r"no checkpoint in .*: none has been saved yet"):
             checkpointer.restore(like())
 
 

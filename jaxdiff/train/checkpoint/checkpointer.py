@@ -261,7 +261,8 @@ class Checkpointer:
         numbers = steps.numbered(self.folder)
         if step is not None:
             if step not in numbers:
-                raise ValueError(f"no checkpoint {step} in {self.folder}; it holds {steps.complete(self.folder)}")
+                others = listed(map(str, steps.complete(self.folder))) or "none"
+                raise ValueError(f"no checkpoint {step} in {self.folder}; it holds {others}")
             return step
         self._say_ignored()
         left = [number for number in numbers if number not in bad]
@@ -269,7 +270,7 @@ class Checkpointer:
             return left[-1]
         if bad or steps.set_aside(self.folder):
             raise self._none_left(bad)
-        raise ValueError(f"no checkpoint in {self.folder}; it holds []")
+        raise ValueError(f"no checkpoint in {self.folder}: none has been saved yet")
 
     def _pass_over(self, number: int, why: str) -> None:
         """Rename a damaged step, unless read-only, and print a line."""
