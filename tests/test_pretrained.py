@@ -27,7 +27,7 @@ def test_the_package_has_the_weights_numbers_and_data_of_each():
         assert json.loads((folder / "eval.json").read_text())
 
 
-def test_mistakes(tmp_path, monkeypatch):
+def test_mistakes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="no trained run is called 'shoes'; there are: emoji, fashion"):
         pretrained.unpack("shoes", tmp_path / "shoes")
@@ -35,9 +35,10 @@ def test_mistakes(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="exists already"):
         pretrained.unpack("fashion", tmp_path / "fashion")
     # A folder of one's own goes before the package's, and other paths are nobody's name.
-    for path in ("fashion", "runs/emoji"):
+    for path, words in (("fashion", "fashion is here and holds no run"), ("runs/emoji", "runs/emoji holds no run")):
         with pytest.raises(SystemExit):
             main(["sample", path])
+        assert words in " ".join(capsys.readouterr().err.split())
     assert not any((tmp_path / "fashion").iterdir()) and not (tmp_path / "runs").exists()
 
 

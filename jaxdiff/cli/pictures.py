@@ -28,11 +28,12 @@ def read_picture(file: Path, shape: tuple[int, ...], *, fit: bool) -> np.ndarray
     if fit:
         return data.read_image(file, size=(shape[0], shape[1]), channels=shape[-1])
     x = data.read_image(file)
+    found = described(x.shape)
     if x.shape[-1] == 1 and shape[-1] == 3:
         x = np.repeat(x, 3, axis=-1)
     if x.shape != shape:
         raise ValueError(
-            f"{file} is {described(x.shape)}, and the run takes {described(shape)}: --fit scales it to cover that, "
+            f"{file} is {found}, and the run takes {described(shape)}: --fit scales it to cover that, "
             "crops the centre and converts its colours"
         )
     return x

@@ -21,7 +21,7 @@ from jaxdiff import train, trees
 from jaxdiff.data.npz import read_npz
 from jaxdiff.recipe import Recipe, check_run, check_vocabulary, keep_vocabulary
 from jaxdiff.run import check_shapes
-from jaxdiff.script import Script
+from jaxdiff.script import SOURCE, Script
 from jaxdiff.storage import make_folder, sync, write_text
 
 __all__ = ["names", "open_run", "unpack"]
@@ -56,6 +56,11 @@ def open_run(path: Path) -> Path:
         unpack(name, path)
         note = "the trained run that comes with jaxdiff; its README.md names data and licence"
         tqdm.write(f"{path}/: {note}", sys.stderr)
+    if name in names() and not (path / SOURCE).is_file():
+        raise ValueError(
+            f"{path} is here and holds no run, so that the trained run of this name, which comes with jaxdiff, has no "
+            "place: rename it, or work in another folder"
+        )
     check_run(path)
     return path
 
