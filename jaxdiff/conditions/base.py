@@ -122,6 +122,8 @@ class Condition:
 
     def check_null(self) -> None:
         """Raise ValueError unless there is a null condition."""
+        if not self.spec:
+            raise ValueError("this run has no condition that guidance could lead to: use --guidance 1")
         if self.null is None:
             raise ValueError(
                 "guidance needs a model that was also trained without its condition, and whose guidance was not "

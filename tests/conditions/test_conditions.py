@@ -108,6 +108,8 @@ def test_none():
     condition = conditions.none()
     assert condition.choose(np.arange(3)) == {} and condition.zeros() == {}
     assert condition.parse("") == {}  # nothing is asked for
+    with pytest.raises(ValueError, match="no condition that guidance could lead to: use --guidance 1"):
+        condition.check_null()
     with pytest.raises(ValueError, match="no condition to ask for, got '3'"):
         condition.parse("3")
 
