@@ -131,9 +131,9 @@ def test_wrong_samples_are_refused(classify):
     x, label = shapes(60, 2)
     with pytest.raises(ValueError, match="not finite"):
         judge(np.where(x > 0.5, np.nan, x), label, classify)
-    with pytest.raises(ValueError, match="the samples has 3 of 0"):
+    with pytest.raises(ValueError, match="the samples has 3 of class 0"):
         judge(x[:9], label[:9], classify)
-    with pytest.raises(ValueError, match="the test set has 0 of 2"):
+    with pytest.raises(ValueError, match="the test set has 0 of class 2"):
         judge(x, label, classify, test=(TEST[0][TEST[1] < 2], TEST[1][TEST[1] < 2]))
     with pytest.raises(ValueError, match="labels"):
         judge(x, label[:-1], classify)
