@@ -9,7 +9,7 @@ import pytest
 from jaxdiff.cli import main
 from jaxdiff.cli.plan import plan_one
 from jaxdiff.plan import compiling, topology
-from jaxdiff.plan.compiling import Memory
+from jaxdiff.plan.cache import Compiled
 from jaxdiff.planning import planning
 
 EXPERIMENT = '''
@@ -67,4 +67,4 @@ def can_be_planned(build, **knobs):
 
 def uncompiled():
     """Within, programs are lowered but not compiled, which costs several times as much, and is up to XLA."""
-    return mock.patch.object(compiling, "_compile", return_value=(Memory(1, None, None, None, None, 1), None, None))
+    return mock.patch.object(compiling, "cached", return_value=Compiled(1, None, "", "", 0.0))
