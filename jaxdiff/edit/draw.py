@@ -125,14 +125,14 @@ def edit(
             weight=style_weight,
         )  # fmt: skip
     else:
-        known, beside = None, {}
+        known, concat = None, {}
         if stage.encode_masked is not None:
             around = generator.compiled(_around)
-            beside = {"concat": around(stage.params, repeat(canvas[None]), repeat(inpaint_mask[None]))}
+            concat = {"concat": around(stage.params, repeat(canvas[None]), repeat(inpaint_mask[None]))}
         elif partly:
             known = _coarse(~inpaint_mask, x0.shape[1:3])
         redraw = generator.compiled(_redrawn, guided=guided, mesh=generator.mesh)
-        drawn = redraw(stage.params, keys, x0, cond=repeat(cond) | beside, scale=scale, strength=strength, known=known)
+        drawn = redraw(stage.params, keys, x0, cond=repeat(cond) | concat, scale=scale, strength=strength, known=known)
     drawn = np.asarray(gather(drawn))[:num]
     return np.where(inpaint_mask[..., None], drawn, canvas) if partly else drawn
 

@@ -51,8 +51,8 @@ def windows(apply: Apply, size: tuple[int, int], stride: tuple[int, int] | None 
         # `networks.control_attention`, and a sharded batch stays where it is.
         copies = lambda a: jnp.repeat(a, len(places), axis=0)  # noqa: E731
         cut = lambda a: jnp.stack([a[place] for place in places], 1).reshape(-1, *size, a.shape[-1])  # noqa: E731
-        beside = {"concat": cut(cond["concat"])} if "concat" in (cond or {}) else {}
-        out = apply(params, cut(x), copies(noise), jax.tree.map(copies, cond) | beside, **options)
+        concat = {"concat": cut(cond["concat"])} if "concat" in (cond or {}) else {}
+        out = apply(params, cut(x), copies(noise), jax.tree.map(copies, cond) | concat, **options)
         count = np.zeros((1, *canvas, 1))
         for place in places:
             count[place] += 1

@@ -196,8 +196,8 @@ def _condition(
         if ZERO in cond:
             hide = lambda a: jnp.where(append_axes(cond[ZERO], a.ndim), 0, a)  # noqa: E731
             encoded = jax.tree.map(hide, encoded)
-        beside = {"concat": cond["concat"]} if "concat" in cond else {}
-        return complete(layout, models, size, encoded, cond) | beside
+        concat = {"concat": cond["concat"]} if "concat" in cond else {}
+        return complete(layout, models, size, encoded, cond) | concat
 
     return Condition(
         {name: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for name, a in empty.items()},
