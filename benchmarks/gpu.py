@@ -34,17 +34,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts alone")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder (default benchmarks/results)")
     parser.add_argument("--tiny", action="store_true", help="small networks and few cases: whether it runs at all")
-    parser.add_argument("--store", action="store_true", help="compute, on a CPU, what the part `correct` compares with")
+    parser.add_argument(
+        "--store", nargs="*", metavar="CASE", help="compute, on a CPU, what the part `correct` compares with"
+    )
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # what a process of a part is told
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sys.path.insert(0, str(HERE.parent))  # jaxdiff beside this folder, installed or not
-    if arguments.store:
+    if arguments.store is not None:
         os.environ["JAX_PLATFORMS"] = "cpu"
         from gpu_cases import store
 
-        store()
+        store(arguments.store)
     elif arguments.part:
         run_part(arguments)
     else:

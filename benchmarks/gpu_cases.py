@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff import autoencoders, networks
+from jaxdiff import autoencoders, networks, text
 from jaxdiff.networks.attention import attend
+from jaxdiff.quantize import Quantized, Weights, quantize
 
 REFERENCE = Path(__file__).with_name("gpu_reference.npz")
 KINDS = ("answer", "input gradient", "parameter gradient")
@@ -82,6 +83,53 @@ def autoencoder(module: Any, x: tuple[int, ...]) -> Case:
     return Case(function, drawn(shapes), normal(2, *x))
 
 
+def layers(module: Any, x: tuple[int, ...]) -> Case:
+    """A module of one input: an adapter, an image encoder."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct(x, jnp.float32))["params"]
+
+    def function(dtype: Any, params: Any, value: Any) -> Any:
+        return module.clone(dtype=dtype).apply({"params": params}, value)
+
+    return Case(function, drawn(shapes), normal(2, *x))
+
+
+def text_encoder(module: Any, table: str) -> Case:
+    """A text encoder of seven tokens, whose input is what is added to its table of tokens."""
+    ids = np.random.default_rng(3).integers(0, module.vocab_size, (2, 7)).astype(np.int32)
+    seen = np.arange(7)[None] < np.array([[7], [4]])
+    shapes = jax.eval_shape(lambda: text.init(module, jax.random.key(0)))
+
+    def function(dtype: Any, params: Any, value: Any) -> Any:
+        moved = params | {table: {"embedding": params[table]["embedding"] + value}}
+        return text.as_apply(module.clone(dtype=dtype))(moved, ids, seen)
+
+    return Case(function, drawn(shapes), normal(2, module.vocab_size, module.width))
+
+
+def in_8_bits(case: Case, weights: Weights) -> Case:
+    """A network with large kernels in 8 bits, which are as on every machine; what is left of each is its scale."""
+    made, values = jax.eval_shape(partial(quantize, weights=weights), case.params), {}
+
+    def scale_of(path: Any, kernel: np.ndarray, small: Any) -> np.ndarray:
+        if not isinstance(small, Quantized):
+            return kernel
+        dtype = small.values.dtype
+        whole = jnp.issubdtype(dtype, jnp.integer)
+        scale = np.abs(kernel).max(-2, keepdims=True) / float((jnp.iinfo if whole else jnp.finfo)(dtype).max)
+        values[path] = (np.rint(kernel / scale) if whole else kernel / scale).astype(dtype)
+        return scale
+
+    params = jax.tree_util.tree_map_with_path(scale_of, case.params, made)
+
+    def function(dtype: Any, params: Any, value: Any) -> Any:
+        def whole(path: Any, a: Any) -> Any:
+            return Quantized(jnp.asarray(values[path]), a) if path in values else a
+
+        return case.function(dtype, jax.tree_util.tree_map_with_path(whole, params), value)
+
+    return Case(function, params, case.x)
+
+
 def attention(n: int, length: int, num_heads: int, width: int, **options: Any) -> Case:
     """Attention of n positions to keys and values, its parameters here; from 4096 on it goes by blocks of keys."""
     seen = np.arange(length)[None] < np.array([[length], [length // 3]])
@@ -100,8 +148,14 @@ def attention(n: int, length: int, num_heads: int, width: int, **options: Any) -
 
 def cases(tiny: bool = False) -> dict[str, Case]:
     """By name; few of them where it is only tried whether they run."""
+    return {name: build() for name, build in builders(tiny).items()}
+
+
+def builders(tiny: bool = False) -> dict[str, Callable[[], Case]]:
+    """By its name, what makes a case."""
     image, latent, clip = (2, 16, 16, 3), (2, 8, 8, 4), (2, 4, 8, 8, 3)
-    text = networks.TransformerConfig(depth=(1, 1), num_heads=(2, 2))
+    encoder = {"vocab_size": 11, "width": 32, "layers": 2, "num_heads": 2, "mlp_dim": 64}
+    crossing = networks.TransformerConfig(depth=(1, 1), num_heads=(2, 2))
     unet = {"widths": (32, 64), "num_blocks": 1, "groups": 8}
     dit = {"width": 64, "layers": 2, "num_heads": 2}
     karras = {"resolution": 16, "model_channels": 32, "widths": (32, 32), "num_blocks": 1, "attention": (8,)}
@@ -118,11 +172,11 @@ def cases(tiny: bool = False) -> dict[str, Case]:
         "U-Net": lambda: network(networks.UNet(**unet, attention=(1,), head_dim=32, num_classes=5), image, label=5),
         "U-Net, odd": lambda: network(networks.UNet(**unet), (2, 15, 17, 3)),
         "U-Net of texts": lambda: network(
-            networks.UNet(**unet, attention=(0, 1), transformer=text, context_dim=24, pooled_dim=6),
+            networks.UNet(**unet, attention=(0, 1), transformer=crossing, context_dim=24, pooled_dim=6),
             latent, tokens=(2, 7, 24), vector=(2, 6),
         ),
         "ControlNet": lambda: network(
-            networks.ControlNet(**unet, attention=(1,), transformer=text, context_dim=24, hint_widths=(8, 16)),
+            networks.ControlNet(**unet, attention=(1,), transformer=crossing, context_dim=24, hint_widths=(8, 16)),
             latent, tokens=(2, 7, 24), hint=(2, 16, 16, 3),
         ),
         "MMDiT": lambda: network(
@@ -152,9 +206,38 @@ def cases(tiny: bool = False) -> dict[str, Case]:
             networks.VideoUNet(**unet, attention=(1,), frames=4, motion_num_heads=2, temporal_conv=True), clip
         ),
         "video DiT": lambda: network(networks.VideoDiT(**dit, frames=4), clip),
+        "U-Net of texts and positions": lambda: network(
+            networks.JointUNet(
+                **unet, attention=(1,), head_dim=32, resample="resblock", scale_shift=True, context_dim=24,
+                token_width=32, token_norm=True, pool_num_heads=4,
+            ),
+            latent, tokens=(2, 7, 24),
+        ),
+        "U-Net of scores": lambda: network(
+            networks.ScoreUNet(widths=(64, 64), num_blocks=1, attention=(1,), groups=None), image
+        ),
+        "Dance Diffusion": lambda: network(networks.DanceUNet(widths=(8, 32, 32), features=16), (2, 64, 3)),
+        "T2I-Adapter": lambda: layers(networks.T2IAdapter(widths=(32, 64), num_blocks=1, factor=2), image),
+        "image prompt": lambda: layers(
+            networks.Resampler(
+                count=4, width=24, inner_width=32, layers=1, num_heads=2, head_dim=16, features=64
+            ), (2, 9, 40)
+        ),
+        "CLIP of texts": lambda: text_encoder(
+            text.CLIPText(**encoder, max_length=7, projection=24, eos=None), "text_model.embeddings.token_embedding"
+        ),
+        "T5": lambda: text_encoder(text.T5Encoder(**encoder, head_dim=16), "shared"),
+        "BERT": lambda: text_encoder(text.Bert(**encoder, max_length=7), "embeddings.word_embeddings"),
+        "CLIP of images": lambda: layers(
+            text.CLIPImage(size=16, patch_size=8, width=32, layers=2, num_heads=2, mlp_dim=64, projection=24), image
+        ),
+        "DiT in int8": lambda: in_8_bits(network(networks.DiT(**dit), latent), "int8"),
+        "U-Net in float8": lambda: in_8_bits(
+            network(networks.UNet(**unet, attention=(1,), head_dim=32), image), "float8"
+        ),
         "autoencoder": lambda: autoencoder(autoencoders.KLAutoencoder(widths=(16, 32), num_blocks=1, groups=8), image),
     }  # fmt: skip
-    return {name: build() for name, build in (shared if tiny else shared | others).items()}
+    return shared if tiny else shared | others
 
 
 def lowered(case: Case, dtype: str) -> tuple[Any, tuple[Any, ...]]:
@@ -220,9 +303,17 @@ def distance(got: np.ndarray, want: np.ndarray) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def store() -> None:
-    """Writes the reference: float64's numbers, and how far the CPU's own float32 and bfloat16 are from them."""
-    chosen, arrays = cases(), {}
+def store(names: Sequence[str] = ()) -> None:
+    """Writes the reference: float64's numbers, and how far the CPU's own float32 and bfloat16 are from them.
+
+    Args:
+        names: of cases; the numbers of others stay as they are. Without names all are computed.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    if names:
+        with np.load(REFERENCE) as kept:
+            arrays = dict(kept)
+    chosen = {name: build() for name, build in builders().items() if not names or name in names}
     with jax.enable_x64(True):
         exact = {name: run() for name, run in computed(chosen, "float64")}
     for dtype in FLOOR:

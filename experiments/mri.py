@@ -1,4 +1,4 @@
-"""Phantoms of magnetic resonance imaging in minutes on two cores: a prior for reconstruction. Not for clinical use.
+"""Phantoms of magnetic resonance imaging, a prior for reconstruction, in a quarter of an hour. Not for clinical use.
 
 `benchmarks/mri.py` reconstructs undersampled measurements with it: docs/mri.md.
 """
@@ -13,11 +13,11 @@ from jaxdiff.options import Count, Decay, Run, Width
 
 
 def experiment(
-    run: Run = Run(steps=1000, batch=16, lr=8e-3, preview_every=500),
+    run: Run = Run(steps=2000, batch=16, lr=8e-3, preview_every=500),
     size: Count = 64,
     width: Width = 32,
     patch_size: Count = 2,
-    ema: Decay = 0.995,
+    ema: Decay = 0.998,
 ) -> Experiment:
     """Flow matching (Lipman et al. 2022) on random phantoms, drawn as they are needed.
 

@@ -17,9 +17,17 @@ from jaxdiff import distill, few_steps, sharding, solvers, train
 from jaxdiff.distill.base import split_inputs
 from jaxdiff.experiment import Experiment, UserError
 from jaxdiff.few_steps import Teacher
-from jaxdiff.media.classifier import FittedClassifier, fit_classifier, load_classifier, save_classifier
+from jaxdiff.media.classifier import (
+    FittedClassifier,
+    fit_classifier,
+    init_classifier,
+    load_classifier,
+    save_classifier,
+)
 from jaxdiff.networks.classifier import Classifier
 from jaxdiff.options import Run
+from jaxdiff.planning import scratch
+from jaxdiff.seeds import seed_key
 from jaxdiff.train.checkpoint.together import first_does
 from jaxdiff.types import Cond, Loss, Params
 
@@ -59,6 +67,8 @@ def load_base(path: str, run: Run) -> Teacher:
 def load_reward(base: Teacher) -> FittedClassifier:
     """Read the classifier in the run's folder; fit it to the run's training data if there is none yet.
 
+    Within `planning`, which asks for shapes alone, it is not fitted.
+
     Args:
         base: the run.
 
@@ -66,10 +76,13 @@ def load_reward(base: Teacher) -> FittedClassifier:
         UserError: the classifier there takes other pictures or knows other classes.
     """
     path, experiment = base.path / REWARD, base.experiment
+    shape, classes = experiment.medium.shape, experiment.condition.choices
+    if scratch() is not None and not path.exists():
+        return init_classifier(shape, classes, seed_key(SEED))
     first_does("reward", lambda: None if path.exists() else _fit(path, experiment))
     classifier = load_classifier(path)
     found = *classifier.shape, classifier.params["head"]["bias"].size
-    wanted = *experiment.medium.shape, experiment.condition.choices
+    wanted = *shape, classes
     if found != wanted:
         raise UserError(
             f"{path} is for pictures and classes (height, width, channels, classes) {found}, and the run has {wanted}: "

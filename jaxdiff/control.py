@@ -52,7 +52,7 @@ def of_run(
     """Make the model that steers a run, whose own weights are frozen.
 
     Args:
-        path: the run's folder.
+        path: the run's folder, or the name of a run of the package.
         base: its experiment.
         condition: its condition with a hint of the samples' size, see `conditions.hint`.
         kind: a ControlNet, which begins with the run's encoder and is evaluated at every step (Zhang et al. 2023,
@@ -63,7 +63,7 @@ def of_run(
     Returns:
         the model, with frozen {"unet"}, and its condition; at initialization the model is the run's.
     """
-    unet, frozen = base.model.network, {"unet": train.load_params(path, "ema", mesh=mesh)}
+    unet, frozen = base.model.network, {"unet": train.load_params(open_run(Path(path)), "ema", mesh=mesh)}
     make = _controlnet if kind == "controlnet" else _adapter
     init, apply, condition = make(unet, base, condition)
 

@@ -13,6 +13,7 @@ from helpers.untrained_reward import untrained_reward
 from jaxdiff import alignment, distill
 from jaxdiff.experiment import UserError
 from jaxdiff.options import Run
+from jaxdiff.planning import planning
 from jaxdiff.recipe import load
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -79,6 +80,10 @@ def test_its_classifier_is_another_than_that_of_the_evaluation_and_is_fitted_onc
 
     monkeypatch.setattr(alignment, "fit_classifier", fit)
     monkeypatch.setattr(alignment, "PICTURES", 20)
+    with planning():  # which asks for its shapes alone
+        planned = alignment.load_reward(elsewhere)
+    assert jax.tree.map(jnp.shape, planned.params) == jax.tree.map(jnp.shape, kept.params)
+    assert not found and not (tmp_path / alignment.REWARD).exists()
     for _ in range(2):
         params = alignment.load_reward(elsewhere).params
     jax.tree.map(np.testing.assert_array_equal, params, kept.params)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import tiny_pictures
+from helpers.plans import can_be_planned
 from helpers.untrained import unpacked, untrained
 from helpers.untrained_reward import untrained_reward
 from PIL import Image
@@ -114,6 +115,13 @@ def test_first_step(name, tiny):
     assert max(jax.tree.leaves(moved)) > 0
     levels = experiment.sampling.grid(experiment.sampling.steps)
     assert levels.sigma.shape == (experiment.sampling.steps + 1,) and levels.sigma[-1] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_planned(name, tiny):
+    # What is steered is a networks.UNet itself.
+    can_be_planned(partial(tiny, name, shallow=name != "control"), steps=10, batch=4)
 
 
 def change(experiment, model=(), **sampling):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.plans import can_be_planned
 from helpers.tiny_finetune import CROSS, DIT, FILE, FLUX, TINY, UNET, draw, errors, folder, run, same
 from helpers.tiny_pipeline import write
 
@@ -45,6 +46,11 @@ def test_the_side_of_the_images():
         assert side(32, **config) == 32
     with pytest.raises(ValueError, match=r"squares, and the network's are 64 x 96: give --size"):
         side(sample_size=[64, 96])
+
+
+@pytest.mark.slow
+def test_planned(unet):
+    can_be_planned(load(FILE), directory=unet, **TINY)
 
 
 @pytest.mark.slow

@@ -9,8 +9,13 @@ from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from jaxdiff import networks
+from jaxdiff.quantize import quantize
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 # Read by Python as it starts.
@@ -84,7 +89,7 @@ def test_wrong_answers_are_told(parts):
     with np.load(cases.REFERENCE) as stored:
         reference = dict(stored)
     names = {name.rpartition("/")[0] for name in reference}
-    assert len(names) > 20
+    assert names == cases.builders().keys()
     for name in names:
         right = [reference[f"{name}/{kind}"] for kind in cases.KINDS]
         compare = lambda got, dtype: cases.compared(name, dtype, got, reference)  # noqa: B023, E731
@@ -95,6 +100,20 @@ def test_wrong_answers_are_told(parts):
                 assert not row["correct"] and row["why"].startswith(kind)
         off = [1.003 * a for a in right]  # a rounding of bfloat16, but not of float32
         assert compare(off, "bfloat16")["correct"] and not compare(off, "float32")["correct"]
+
+
+@pytest.mark.parametrize("weights", ["int8", "float8"])
+def test_a_case_of_8_bits_is_the_quantized_network(parts, weights):
+    cases = parts["gpu_cases"]
+    case = cases.network(networks.MLP(width=64), (2, 5))
+    small = cases.in_8_bits(case, weights)
+    x, params, scales = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (case.x, case.params, small.params))
+    got, want, plain = (
+        np.asarray(one.function(jnp.float32, held, x))
+        for one, held in ((small, scales), (case, quantize(params, weights)), (case, params))
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    assert np.abs(got - plain).max() > 1e-3
 
 
 def test_operations_and_the_share_of_the_peak(parts):

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 import pytest
 from helpers.devices import one_device
+from helpers.plans import uncompiled
 
 from jaxdiff import pretrained, run, train, trees
 from jaxdiff.cli import main
 from jaxdiff.data.npz import read_npz
+from jaxdiff.planning import planning
 
 NAMES = ("emoji", "fashion")
 
@@ -63,6 +65,25 @@ def test_training_begins_with_one_by_its_name(unpacked, monkeypatch):
     monkeypatch.setattr(run, "train", train)
     main(["train", "toy2d", "--workdir", "new", "--init-from", "fashion"])
     assert (unpacked / "fashion").is_dir()
+
+
+def test_a_plan_unpacks_into_a_folder_of_its_own(unpacked):
+    (unpacked / "emoji").mkdir()
+    (unpacked / "emoji" / "experiment.py").touch()
+    with planning():
+        found = [pretrained.open_run(Path("fashion")) for _ in range(2)]
+        assert found[0] == found[1] and (found[0] / "experiment.py").is_file()
+        assert pretrained.open_run(Path("emoji")) == Path("emoji")
+    assert not found[0].exists() and [path.name for path in unpacked.iterdir()] == ["emoji"]
+
+
+@pytest.mark.slow
+def test_the_plan_of_an_experiment_on_a_run_of_the_package_leaves_no_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with one_device(), uncompiled():
+        main(["plan", "control", "--kind", "adapter", "--topology", "cpu:1", "--batch", "4"])
+    assert "control, train step" in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_name_after_a_detour_leaves_no_other_folder(unpacked):

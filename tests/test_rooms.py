@@ -73,7 +73,7 @@ USERS = {
     "alignment",
 }  # fmt: skip
 NOBODYS = {"cli", "demo", "experiments"}
-FRONT = {"__init__", "__main__", "script", "trust"} | USERS | NOBODYS
+FRONT = {"__init__", "__main__", "script", "trust", "planning"} | USERS | NOBODYS
 HEAVY = {
     "tensorflow_datasets", "tensorflow", "torch", "grain", "orbax", "matplotlib", "PIL", "safetensors", "transformers",
     "tokenizers", "gradio", "fastapi", "pandas", "diffusers", "onnx",

@@ -15,6 +15,7 @@ from jaxdiff.cli.places import try_file
 from jaxdiff.experiment import Experiment
 from jaxdiff.plan import Estimate, Topology, as_json, estimate, sampling, sweep, table, topology, train_step
 from jaxdiff.plan.topologies import EXAMPLES
+from jaxdiff.planning import planning
 from jaxdiff.quantize import Weights
 from jaxdiff.recipe import load
 from jaxdiff.sharding import parse_mesh, use_mesh
@@ -54,23 +55,31 @@ def command(args: list[str]) -> None:
     if options["weights"] and not options["sample"]:
         raise ValueError("--weights are a sampler's: they need --sample")
     of = {"name": Path(path).stem, "sample": options["sample"], "weights": options["weights"]}
-    plans: Estimate | list[Estimate]
-    if options["sweep"]:
-        free = [knob for knob in ("batch", "remat") if not _given(knob, rest)]
-        tried = sweep.candidates(options["mesh"] or None, len(slice.devices), knobs, free)
-
-        def plan(candidate: sweep.Candidate) -> Estimate:
-            return plan_one(build, candidate.knobs, slice, candidate.mesh, **of)
-
-        plans, failed = sweep.sweep(tried, plan)
-        print(sweep.table(plans, failed))
-        if not plans:
-            raise ValueError(f"none of the {len(tried)} candidates could be planned")
-    else:
-        plans = plan_one(build, knobs, slice, options["mesh"], **of)
-        print(table(plans))
+    with planning():
+        if options["sweep"]:
+            free = [knob for knob in ("batch", "remat") if not _given(knob, rest)]
+            plans: Estimate | list[Estimate] = _sweep(build, knobs, slice, options["mesh"], free, **of)
+        else:
+            plans = plan_one(build, knobs, slice, options["mesh"], **of)
+            print(table(plans))
     if options["json"] is not None:
         write_text(options["json"], as_json(plans) + "\n")
+
+
+def _sweep(
+    build: Callable[..., Experiment], knobs: dict[str, Any], slice: Topology, mesh: str, free: list[str], **of: Any
+) -> list[Estimate]:
+    """Plan all candidates, and print them, the best first."""
+    tried = sweep.candidates(mesh or None, len(slice.devices), knobs, free)
+
+    def plan(candidate: sweep.Candidate) -> Estimate:
+        return plan_one(build, candidate.knobs, slice, candidate.mesh, **of)
+
+    plans, failed = sweep.sweep(tried, plan)
+    print(sweep.table(plans, failed))
+    if not plans:
+        raise ValueError(f"none of the {len(tried)} candidates could be planned")
+    return plans
 
 
 def plan_one(

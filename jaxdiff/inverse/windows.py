@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -51,8 +52,10 @@ def windows(apply: Apply, size: tuple[int, int], stride: tuple[int, int] | None 
         # `networks.control_attention`, and a sharded batch stays where it is.
         copies = lambda a: jnp.repeat(a, len(places), axis=0)  # noqa: E731
         cut = lambda a: jnp.stack([a[place] for place in places], 1).reshape(-1, *size, a.shape[-1])  # noqa: E731
-        concat = {"concat": cut(cond["concat"])} if "concat" in (cond or {}) else {}
-        out = apply(params, cut(x), copies(noise), jax.tree.map(copies, cond) | concat, **options)
+        given = jax.tree.map(copies, cond)
+        if isinstance(cond, Mapping) and "concat" in cond:
+            given = {**given, "concat": cut(cond["concat"])}
+        out = apply(params, cut(x), copies(noise), given, **options)
         count = np.zeros((1, *canvas, 1))
         for place in places:
             count[place] += 1

@@ -94,7 +94,7 @@ def fit_classifier(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     key_init, key_steps = jax.random.split(seed_key(seed))
     network = Classifier(num_classes)
-    params = jax.jit(network.init)(key_init, jnp.asarray(images[:1]))["params"]
+    params = init_classifier(images.shape[1:], num_classes, key_init).params
     batches = (
         {"x": images[index], "label": labels[index].astype(np.int32)}
         for index in _batches(len(images), min(batch_size, len(images)), steps, seed)
@@ -103,6 +103,18 @@ def fit_classifier(
         _loss(network), params, batches, steps=steps, lr=3e-3, key=key_steps, name="classifier", progress=progress
     )
     return FittedClassifier(params, images.shape[1:])
+
+
+def init_classifier(shape: tuple[int, ...], num_classes: int, key: jax.Array) -> FittedClassifier:
+    """Draw the parameters that a classifier's training begins with.
+
+    Args:
+        shape: (H, W, C) of the images.
+        num_classes: at least 2.
+        key: one PRNG key.
+    """
+    params = jax.jit(Classifier(num_classes).init)(key, jnp.zeros((1, *shape)))["params"]
+    return FittedClassifier(params, shape)
 
 
 def save_classifier(path, classifier: FittedClassifier) -> Path:

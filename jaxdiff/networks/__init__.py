@@ -21,7 +21,7 @@ from jaxdiff.networks.critic import ConvCritic, FeatureCritic, MLPCritic
 from jaxdiff.networks.dance import DanceUNet
 from jaxdiff.networks.dit import DiT, dit_b_4, dit_s_2, dit_xl_2, sit_xl_2
 from jaxdiff.networks.edm2 import EDM2UNet, log_variance
-from jaxdiff.networks.embed import Fourier, Sinusoidal
+from jaxdiff.networks.embed import Fourier, LearnedTimes, Sinusoidal, StoredFourier
 from jaxdiff.networks.flux import Flux
 from jaxdiff.networks.ip_adapter import FacePlusProjection, FaceProjection, ImageProjection, Resampler, image_prompted
 from jaxdiff.networks.joint_unet import JointUNet
@@ -55,6 +55,7 @@ __all__ = [
     "Fourier",
     "ImageProjection",
     "JointUNet",
+    "LearnedTimes",
     "MLPCritic",
     "MMDiT",
     "PatchCritic",
@@ -62,6 +63,7 @@ __all__ = [
     "ScoreUNet",
     "Sinusoidal",
     "SongUNet",
+    "StoredFourier",
     "T2IAdapter",
     "TextVideoUNet",
     "TransformerConfig",

@@ -1,5 +1,6 @@
 """Embeddings of the noise level, the class and condition vectors: [B] or [B, D] to [B, features]."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -57,6 +58,64 @@ class Fourier:
         # RandomState draws the same numbers in all versions of numpy, as stored networks need.
         frequencies = 2 * np.pi * self.scale * np.random.RandomState(self.seed).standard_normal(dim // 2)
         return _sin_cos(noise, frequencies, self.cos_first)
+
+
+@dataclass(frozen=True)
+class StoredFourier:
+    """Random Fourier features whose frequencies are a parameter of the network, as in some checkpoints.
+
+    The gradient of this parameter is zero.
+
+    Attributes:
+        scale: standard deviation of the frequencies, in cycles per unit of noise.
+        cos_first: [cos, sin] or [sin, cos].
+    """
+
+    scale: float = 1.0
+    cos_first: bool = True
+
+
+@dataclass(frozen=True)
+class LearnedTimes:
+    """A table of learned embeddings, one row for each noise input 0, 1, ..., steps - 1 of a discrete process.
+
+    A noise input between two of them is rounded; one outside gives NaN, since a compiled program can't raise.
+
+    Attributes:
+        steps: number of rows.
+    """
+
+    steps: int
+
+
+TimeEmbedding = Sinusoidal | Fourier | StoredFourier | LearnedTimes
+
+
+def noise_embedding(time: TimeEmbedding, name: str) -> Callable[[Array, int], Array]:
+    """Return the function (noise[B], dim) -> [B, dim] that a module embeds noise levels by.
+
+    Args:
+        time: the kind of embedding.
+        name: of its parameter within the calling module, if it has one; all calls of the function share it.
+    """
+    if isinstance(time, StoredFourier):
+        return Frequencies(time.scale, cos_first=time.cos_first, name=name)
+    return TimeTable(time.steps, name=name) if isinstance(time, LearnedTimes) else time
+
+
+class TimeTable(nn.Module):
+    """The embedding of `LearnedTimes`, whose rows are the parameter "embedding".
+
+    Attributes:
+        steps: number of rows.
+    """
+
+    steps: int
+
+    @nn.compact
+    def __call__(self, noise: Array, dim: int) -> Array:
+        """Look up noise[B] in [steps, dim]; float32 at least."""
+        return _row(self, (self.steps, dim), jnp.round(noise).astype(jnp.int32), at_least_float32(noise.dtype))
 
 
 class Frequencies(nn.Module):
@@ -152,11 +211,12 @@ class ClassEmbedding(nn.Module):
     @nn.compact
     def __call__(self, label: Array) -> Array:
         """Look up label[B]; returns [B, features]."""
-        shape = self.num_classes + 1, self.features
-        table = gathered_weight(
-            (*self.path, "embedding"), param(self, "embedding", table_init, shape), at_least_float32(self.dtype)
-        )
-        table = constrain(table, None, None)  # its gradient is summed where it is: rows are scattered by example
-        # Negative indices would count from the end, so they are moved out of range.
-        label = jnp.where(label < 0, self.num_classes + 1, label)
-        return jnp.take(table, label, axis=0, mode="fill", fill_value=jnp.nan)
+        return _row(self, (self.num_classes + 1, self.features), label, at_least_float32(self.dtype))
+
+
+def _row(module: nn.Module, shape: tuple[int, int], index: Array, dtype: jnp.dtype) -> Array:
+    """Look up index[B] in the module's table of that shape; NaN for an index outside of it."""
+    table = gathered_weight((*module.path, "embedding"), param(module, "embedding", table_init, shape), dtype)
+    table = constrain(table, None, None)  # its gradient is summed where it is: rows are scattered by example
+    # Negative indices would count from the end, so they are moved out of range.
+    return jnp.take(table, jnp.where(index < 0, shape[0], index), axis=0, mode="fill", fill_value=jnp.nan)

@@ -5,7 +5,7 @@ Parameters are named like those of diffusers' UNet2DModel; see `interop.formats.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -45,8 +45,9 @@ class ScoreUNet(UNet):
         divisor = noise.astype(at_least_float32(self.dtype)).reshape(-1, *(1,) * (x.ndim - 1))
         return jax.tree.map(lambda a: a / divisor, y)
 
-    def _features(self, noise: Array, dim: int) -> Array:
-        return Frequencies(self.scale, True, name="time_proj")(noise, 2 * dim)
+    def _noise_embedding(self) -> Callable[[Array, int], Array]:
+        frequencies = Frequencies(self.scale, True, name="time_proj")
+        return lambda noise, dim: frequencies(noise, 2 * dim)
 
     def _encode(
         self, x: Array, noise: Array, cond: Mapping[str, Any], train: bool, *, hint: Array | None = None
@@ -98,8 +99,9 @@ class ScoreUNet(UNet):
         return self._block(h, inputs, name, width=h.shape[-1], direction=direction, resample_filter=TAPS, shortcut=True)
 
     def _check(self, x: Array, noise: Array, cond: Mapping[str, Any] | None) -> Mapping[str, Any]:
-        if self.next_noise or self.concat_noise or self.numeric_label:
-            raise ValueError("a ScoreUNet embeds one noise level: without next_noise, concat_noise and numeric_label")
+        if self.next_noise or self.concat_noise:
+            # A second noise level may be 0, of which there is no logarithm.
+            raise ValueError("a ScoreUNet embeds the logarithm of one noise level: without next_noise and concat_noise")
         cond = super()._check(x, noise, cond)
         if self.skips and "features" in cond:
             raise ValueError("features of an adapter are for U-Nets without input skips")

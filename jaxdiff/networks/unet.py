@@ -8,7 +8,7 @@ names. Leaves: `bias` is `bias`; `kernel` [*size, in, out] is torch's `weight` [
 `attentions.N`) does not exist there. The last row of `class_embedding` is the null class.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,7 +18,14 @@ from jax import Array
 from jaxdiff.networks import layers
 from jaxdiff.networks.apply import Shape, check_cond, check_spatial, cond_shapes, split_output
 from jaxdiff.networks.attention import Attention
-from jaxdiff.networks.embed import ClassEmbedding, EmbeddingMLP, Fourier, Sinusoidal, embed_guidance
+from jaxdiff.networks.embed import (
+    ClassEmbedding,
+    EmbeddingMLP,
+    Sinusoidal,
+    TimeEmbedding,
+    embed_guidance,
+    noise_embedding,
+)
 from jaxdiff.networks.layers import Conv, Downsample, GroupNorm, Upsample, activation, at_least_float32
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.networks.resblock import ResBlock, quarter
@@ -59,7 +66,7 @@ class UNet(nn.Module):
         act: the activation; see `layers.activation`.
         divide: divisor of the sums in residual blocks.
         mid_divide: divisor of the sums in residual blocks at the bottom.
-        time: embedding of the noise level: `Sinusoidal` or `Fourier`.
+        time: embedding of the noise level: `Sinusoidal`, `Fourier`, `StoredFourier` or `LearnedTimes`.
         num_classes: classes of cond["label"]; None: off.
         numeric_label: cond["label"] is float[B], e.g. the noise level of a second image, embedded like the noise.
         context_dim: D of cond["tokens"]; a cross-attention then follows every self-attention. None: off.
@@ -106,7 +113,7 @@ class UNet(nn.Module):
     act: str = "silu"
     divide: float = 1.0
     mid_divide: float = 1.0
-    time: Sinusoidal | Fourier = Sinusoidal()
+    time: TimeEmbedding = Sinusoidal()
     num_classes: int | None = None
     numeric_label: bool = False
     context_dim: int | None = None
@@ -310,30 +317,32 @@ class UNet(nn.Module):
         base = self.widths[0] if self.model_channels is None else self.model_channels
         dim = 4 * base if self.emb_dim is None else self.emb_dim
         dtype = at_least_float32(self.dtype)
-        features = self._features(noise.astype(dtype), base)
+        embed = self._noise_embedding()
+        features = embed(noise.astype(dtype), base)
         if self.guidance_dim is not None:
             scale = cond["guidance"].astype(dtype)
             features = features + embed_guidance(scale, self.guidance_dim, base, "time_embedding.cond_proj")
         emb = EmbeddingMLP(dim, self.dtype, self.act, name="time_embedding")(features)
         if self.next_noise:
-            after = self._features(cond["next_noise"].astype(dtype), base)
+            after = embed(cond["next_noise"].astype(dtype), base)
             emb = emb + EmbeddingMLP(dim, self.dtype, self.act, zero=True, name="next_time_embedding")(after)
         if self.concat_noise:
-            level = self._features(cond["concat_noise"].astype(dtype), base)
+            level = embed(cond["concat_noise"].astype(dtype), base)
             emb = emb + EmbeddingMLP(dim, self.dtype, self.act, name="concat_time_embedding")(level)
         if self.num_classes is not None:
             table = ClassEmbedding(self.num_classes, dim, self.dtype, name="class_embedding")
             emb = emb + table(cond["label"])
         if self.numeric_label:
-            label = self._features(cond["label"].astype(dtype), base)
+            label = embed(cond["label"].astype(dtype), base)
             emb = emb + EmbeddingMLP(dim, self.dtype, self.act, name="class_embedding")(label)
         if self.pooled_dim is None:
             return emb
         vector = self._vector(cond["vector"].astype(dtype), dim)
         return jnp.concatenate([emb, vector], axis=-1) if self.vector_concat else emb + vector
 
-    def _features(self, noise: Array, dim: int) -> Array:
-        return self.time(noise, dim)
+    def _noise_embedding(self) -> Callable[[Array, int], Array]:
+        """The embedding of all noise levels, that of the sample and others."""
+        return noise_embedding(self.time, "time_proj")
 
     def _vector(self, vector: Array, dim: int) -> Array:
         if self.vector_map == "none":

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from jaxdiff import train, trees
 from jaxdiff.data.npz import read_npz
+from jaxdiff.planning import scratch
 from jaxdiff.recipe import Recipe, check_run, check_vocabulary, keep_vocabulary
 from jaxdiff.run import check_shapes
 from jaxdiff.script import SOURCE, Script
@@ -39,6 +40,8 @@ def names() -> tuple[str, ...]:
 def open_run(path: Path) -> Path:
     """Unpack a trained run of the package where its name is given instead of a run's folder.
 
+    Within `planning` it is unpacked into the plan's temporary folder.
+
     Args:
         path: a run's folder; or a name of `names`, perhaps with this folder's path before it, as knobs keep it, and
             nothing of this name exists here.
@@ -50,12 +53,14 @@ def open_run(path: Path) -> Path:
         ValueError: there is no run.
     """
     name = os.path.relpath(path)
+    temporary = scratch()
     if name in names() and not path.exists():
-        path = Path(os.path.normpath(path))
+        path = Path(os.path.normpath(path)) if temporary is None else temporary / name
     if name in names() and not path.exists():
         unpack(name, path)
-        note = "the trained run that comes with jaxdiff; its README.md names data and licence"
-        tqdm.write(f"{path}/: {note}", sys.stderr)
+        if temporary is None:
+            note = "the trained run that comes with jaxdiff; its README.md names data and licence"
+            tqdm.write(f"{path}/: {note}", sys.stderr)
     if name in names() and not (path / SOURCE).is_file():
         raise ValueError(
             f"{path} is here and holds no run, so that the trained run of this name, which comes with jaxdiff, has no "

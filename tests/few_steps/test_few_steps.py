@@ -14,6 +14,7 @@ import optax
 import pytest
 from helpers import tiny_pictures, tiny_points
 from helpers.devices import one_device
+from helpers.plans import can_be_planned
 from helpers.untrained import untrained
 
 import jaxdiff as jd
@@ -47,6 +48,10 @@ def clothes(tmp_path_factory):
 
 def student_of(teacher, method, **knobs):
     return run.load(EXPERIMENTS / "few_steps.py")(teacher=str(teacher), method=method, **{**KNOBS.__dict__, **knobs})
+
+
+def test_planned(teacher):
+    can_be_planned(run.load(EXPERIMENTS / "few_steps.py"), teacher=str(teacher), **KNOBS.__dict__)
 
 
 @pytest.mark.parametrize("method", few_steps.METHODS)

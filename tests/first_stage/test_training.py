@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.devices import one_device
+from helpers.plans import can_be_planned
 
 from jaxdiff import data, first_stage, imagine, interop, run, train
 from jaxdiff.autoencoders import Codec
@@ -46,6 +47,11 @@ def states(made, steps, devices=1):
         state, metrics = step(state, train.shard_batch(next(batches), mesh))
         found.append((jax.tree.map(np.array, state), jax.device_get(metrics)))
     return found
+
+
+@pytest.mark.slow
+def test_planned():
+    can_be_planned(run.load(FILE), **TINY)
 
 
 def largest(a, b):

@@ -1,8 +1,16 @@
-"""A small experiment to plan, and `jaxdiff plan` of it."""
+"""A small experiment to plan, `jaxdiff plan` of it, and of others what precedes the compiler."""
 
 import json
+from functools import cache
+from unittest import mock
+
+import pytest
 
 from jaxdiff.cli import main
+from jaxdiff.cli.plan import plan_one
+from jaxdiff.plan import compiling, topology
+from jaxdiff.plan.cache import Compiled
+from jaxdiff.planning import planning
 
 EXPERIMENT = '''
 import numpy as np
@@ -40,3 +48,23 @@ def plan(path, *options):
     out = path.with_suffix(".json")
     main(["plan", str(path), *options, "--json", str(out)])
     return json.loads(out.read_text())
+
+
+@cache
+def described():
+    """Chips that no machine of ours has: an experiment that is built for them may put no array there."""
+    pytest.importorskip("libtpu")
+    return topology("v5e:2x2")
+
+
+def can_be_planned(build, **knobs):
+    """Holds that the train step of an experiment is built, traced and lowered for described chips."""
+    with uncompiled() as compiler, planning():
+        told = plan_one(build, knobs, described(), "", name="tiny", sample=False)
+    compiler.assert_called_once()
+    assert told.model_flops > 0
+
+
+def uncompiled():
+    """Within, programs are lowered but not compiled, which costs several times as much, and is up to XLA."""
+    return mock.patch.object(compiling, "cached", return_value=Compiled(1, None, "", "", 0.0))

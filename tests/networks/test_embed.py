@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.networks import embed
-from jaxdiff.networks.embed import Fourier, Sinusoidal
+from jaxdiff.networks.embed import Fourier, LearnedTimes, Sinusoidal, StoredFourier
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -53,3 +53,28 @@ def test_class_table_has_a_null_row_and_no_wrong_row():
     y = module.apply({"params": {"embedding": table}}, jnp.array([0, 3, 4, -1]))
     np.testing.assert_array_equal(y[:2], table[jnp.array([0, 3])])
     assert np.isnan(y[2:]).all()
+
+
+def test_a_noise_level_is_looked_up_by_the_nearest_row_and_none_is_outside_of_the_table():
+    module = embed.noise_embedding(LearnedTimes(3), "time_proj")
+    noise = jnp.array([0.0, 1.4, 1.6, 2.0, 3.0, -1.0])
+    table = module.init(jax.random.key(0), noise, 4)["params"]["embedding"]
+    assert table.shape == (3, 4)
+    y = module.apply({"params": {"embedding": table}}, noise.astype(jnp.bfloat16), 4)
+    assert y.dtype == jnp.float32
+    np.testing.assert_array_equal(y[:4], table[jnp.array([0, 1, 2, 2])])
+    assert np.isnan(y[4:]).all()
+
+
+@pytest.mark.parametrize("cos_first", [True, False])
+def test_stored_frequencies_are_drawn_once_and_not_trained(cos_first):
+    module = embed.noise_embedding(StoredFourier(0.5, cos_first), "time_proj")
+    noise = jnp.array([0.25, -0.5])
+    params = {"params": {"weight": jax.random.normal(jax.random.key(0), (4,))}}
+    angle = 2 * np.pi * np.outer(noise, params["params"]["weight"])
+    parts = [np.cos(angle), np.sin(angle)]
+    want = np.concatenate(parts if cos_first else parts[::-1], 1)
+    np.testing.assert_allclose(module.apply(params, noise, 8), want, atol=1e-5)
+    drawn = module.init(jax.random.key(0), noise, 4000)["params"]["weight"]
+    assert 0.45 < drawn.std() < 0.55
+    assert not np.any(jax.grad(lambda p: module.apply(p, noise, 8).sum())(params)["params"]["weight"])

@@ -142,9 +142,9 @@ def test_wrong_options_are_refused():
 
 
 def test_a_score_unet_embeds_one_level():
-    for name in ("next_noise", "concat_noise", "numeric_label"):
+    for name in ("next_noise", "concat_noise"):
         network = networks.ScoreUNet(widths=(64,), groups=None, num_blocks=1, **{name: True})
-        with pytest.raises(ValueError, match="a ScoreUNet embeds one noise level"):
+        with pytest.raises(ValueError, match="the logarithm of one noise level"):
             network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), {})
 
 

@@ -59,11 +59,14 @@ NCSNPP = {
     "norm_num_groups": None,
     "norm_eps": 1e-6,
     "attention_head_dim": None,
+    "class_embed_type": "timestep",
 }
 # Fields that don't touch each other: several in one network.
 NUMBERED = ADM | {
     "attn_norm_num_groups": None,
     "class_embed_type": "timestep",
+    "time_embedding_type": "learned",
+    "num_train_timesteps": 800,
     "num_class_embeds": None,
     "center_input_sample": True,
     "mid_block_scale_factor": 1.4,
@@ -155,6 +158,7 @@ KANDINSKY_1 = JOINT | {
     "encoder_hid_dim": 24,
     "encoder_hid_dim_type": "text_image_proj",
     "addition_embed_type": "text_image",
+    "time_embedding_type": "fourier",
 }
 KANDINSKY_2 = JOINT | {"encoder_hid_dim": 24, "encoder_hid_dim_type": "image_proj", "addition_embed_type": "image"}
 CONDITIONAL = {"sd1": SD1, "xl": XL, "upscaler": UPSCALER, "distilled unclip": DISTILLED_UNCLIP}
@@ -179,6 +183,7 @@ class Case:
         self.model = randomize(kind(**SMALL | fields))
         config = self.model.config
         self.channels = min(config.in_channels, config.out_channels)
+        self.learned = config.time_embedding_type == "learned"
         self.x, self.noise, self.cond, self.extra = normal(0, 2, 8, 8, self.channels), NOISE, {}, {}
         if config.num_class_embeds:
             self.cond["label"] = np.array([3, 9], np.int32)
@@ -240,8 +245,12 @@ class Case:
         """The reference's, and the input that it saw."""
         parts = [self.x, self.cond["concat"]] if "concat" in self.cond else [self.x]
         image = nchw(np.concatenate(parts, -1)).to(dtype).requires_grad_()
-        extra = jax.tree.map(lambda a: a.to(dtype) if a.is_floating_point() else a, self.extra | more)
-        return self.model(image, torch.tensor(self.noise).to(dtype), **extra).sample, image
+        noise, extra = jax.tree.map(
+            lambda a: a.to(dtype) if a.is_floating_point() else a, (torch.tensor(self.noise), self.extra | more)
+        )
+        if self.learned:  # a table has rows, of the noise and of a label
+            noise, extra = jax.tree.map(torch.Tensor.long, (noise, extra))
+        return self.model(image, noise, **extra).sample, image
 
 
 def compiled(function):

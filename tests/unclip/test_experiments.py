@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import tiny_unclip
+from helpers.plans import can_be_planned
 from helpers.weights import random_weights
 
 from jaxdiff import export, networks, train, trees, unclip
@@ -58,6 +59,12 @@ def runs(tmp_path_factory):
         for room in (embedders, priors):
             patch.setattr(room, "parameters", begin)
         yield made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["image_text", "decoder"])
+def test_planned(runs, name):
+    can_be_planned(partial(load_run, runs / name))
 
 
 @pytest.mark.slow

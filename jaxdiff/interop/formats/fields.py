@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxdiff.schema import FLAG, WORD, Kind, choice, each, either, number, optional, whole_number
 
-__all__ = ["COUNT", "DEPTH", "FIELDS", "NONE_OR_MORE", "PER_LEVEL", "SIDE", "SIZE", "SIZES", "check_layers"]
+__all__ = ["COUNT", "DEPTH", "FIELDS", "NONE_OR_MORE", "PER_LEVEL", "SIDE", "SIZE", "SIZES", "TIMES", "check_layers"]
 
 FACTOR, SHARE = number(1e-9, 1e9), number(0.0, 1.0)  # a positive factor; a part of one
 SIZE = whole_number(1, 2**20)  # channels, features, ids
@@ -47,7 +47,8 @@ FIELDS: dict[str, Kind] = {
     **_named(
         optional(WORD),
         "act_fn addition_embed_type beta_schedule class_embed_type decoder_type embedding_type encoder_hid_dim_type "
-        "encoder_type final_sigmas_type mid_block_type norm_type prediction_type sigma_schedule time_embedding_act_fn",
+        "encoder_type final_sigmas_type mid_block_type norm_type prediction_type sigma_schedule time_embedding_act_fn "
+        "time_embedding_type",
     ),
     **_named(
         SIZE,

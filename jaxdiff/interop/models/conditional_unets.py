@@ -9,7 +9,7 @@ from jaxdiff.interop.formats.config import Fields
 from jaxdiff.interop.formats.fields import COUNT, DEPTH, NONE_OR_MORE, PER_LEVEL, SIZE
 from jaxdiff.interop.models.architecture import ModelSpec
 from jaxdiff.interop.models.unets import PLAIN, RESNET, channels, check_blocks, classes, model_spec, names, sinusoidal
-from jaxdiff.networks import ControlNet, JointUNet, TransformerConfig, UNet
+from jaxdiff.networks import ControlNet, JointUNet, Sinusoidal, StoredFourier, TransformerConfig, UNet
 from jaxdiff.schema import each, optional
 
 __all__ = ["IMAGE_PROMPT", "IMAGE_RANKS", "control_config", "controlnet", "unet_2d_condition"]
@@ -57,7 +57,6 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     """
     c = Fields(config, "UNet2DConditionModel", OWN)
     c.expect("dual_cross_attention", False)
-    c.expect("time_embedding_type", "positional")
     c.expect("timestep_post_act", None)
     c.expect("conv_in_kernel", 3)
     c.expect("conv_out_kernel", 3)
@@ -69,12 +68,11 @@ def unet_2d_condition(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     in_channels, sizes = channels(c, 4)
     more = {
         "dropout": c.get("dropout", 0.0),
-        "emb_dim": c.get("time_embedding_dim", None),
-        "vector_concat": c.get("class_embeddings_concat", False),
+        "vector_concat": _vector_concat(c),
         "guidance_dim": c.get("time_cond_proj_dim", None),
         "dtype": dtype,
     }
-    fields = _conditional(c)
+    fields = _conditional(c) | _noise_embedding(c)
     module: UNet
     if set(JOINT) & {*down, *up}:
         check_blocks("up_block_types", up, (JOINT[1], RESNET[1]), levels=fields["attention"], count=count)
@@ -102,8 +100,12 @@ def controlnet(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     c = Fields(config, "ControlNetModel", OWN)
     c.expect("controlnet_conditioning_channel_order", "rgb")
     fields = _conditional(c)
+    if fields["act"] != "silu" and c.get("class_embed_type", None) == "timestep":
+        # The reference embeds the number with another activation than the noise.
+        raise ValueError(f"ControlNetModel: class_embed_type 'timestep' goes with act_fn 'silu', got {fields['act']!r}")
     module = ControlNet(
         **fields,
+        **_vector(c, 4 * fields["widths"][0]),
         **_crossing(c, fields["attention"], len(fields["widths"])),
         hint_channels=c.get("conditioning_channels", 3),
         hint_widths=c.get("conditioning_embedding_out_channels", (16, 32, 96, 256)),
@@ -151,8 +153,19 @@ def _conditional(c: Fields) -> dict[str, Any]:
         "act": "silu" if act == "swish" else act,
         "time": sinusoidal(c),
         **_text(c),
-        **_vector(c, 4 * widths[0]),
     }
+
+
+def _noise_embedding(c: Fields) -> dict[str, Any]:
+    """Return the attributes of the embedding of the noise level and of vectors that are added to it."""
+    dim = c.get("time_embedding_dim", None)
+    if c.expect("time_embedding_type", "positional", "fourier") == "positional":
+        return {"emb_dim": dim, **_vector(c, dim or 4 * _widths(c)[0])}
+    dim = dim or 2 * _widths(c)[0]
+    if dim % 2:
+        raise ValueError(f"time_embedding_dim must be even with time_embedding_type 'fourier', got {dim}")
+    time = StoredFourier(cos_first=sinusoidal(c).cos_first)
+    return {"time": time, "model_channels": dim, "emb_dim": dim, **_vector(c, dim)}
 
 
 def _widths(c: Fields) -> tuple[int, ...]:
@@ -167,6 +180,7 @@ def _crossing(c: Fields, attention: tuple[int, ...], levels: int) -> dict[str, A
     c.expect("time_embedding_act_fn", None)
     c.expect("cross_attention_norm", None)
     c.expect("addition_embed_type", None, "text_time")
+    c.expect("encoder_hid_dim_type", None, "text_proj", IMAGE_PROMPT)
     cross_only = _each(c, "only_cross_attention", False, levels)
     # In the reference, the number of heads is called the size of a head.
     num_heads = _each(c, "attention_head_dim", 8, levels) if c.get("num_attention_heads", None) is None else ()
@@ -253,12 +267,24 @@ def _vector(c: Fields, width: int) -> dict[str, Any]:
     vectors = [{"pooled_dim": dim}] if added == "text_time" else []
     vectors += [{"pooled_dim": _same_value(c, "cross_attention_dim", 1280)}] if added == "text_image" else []
     if kind == "identity":
-        vectors.append({"pooled_dim": c.get("time_embedding_dim", None) or width, "vector_map": "none"})
+        vectors.append({"pooled_dim": width, "vector_map": "none"})
     elif kind in ("projection", "simple_projection"):
         vectors.append({"pooled_dim": dim, "vector_map": "two" if kind == "projection" else "one"})
+    if added == "text_time" and sinusoidal(c) != Sinusoidal():  # as `networks.configs.sdxl_vector` embeds its numbers
+        raise ValueError("addition_embed_type 'text_time' goes with flip_sin_to_cos true and freq_shift 0")
     if len(vectors) > 1 or (added and kind not in (None, "timestep")):
         raise ValueError(f"addition_embed_type {added!r} and class_embed_type {kind!r} are not supported together")
     return label | (vectors[0] if vectors else {})
+
+
+def _vector_concat(c: Fields) -> bool:
+    concat, kind = c.get("class_embeddings_concat", False), c.get("class_embed_type", None)
+    if concat and kind not in ("projection", "simple_projection", "identity"):
+        raise ValueError(
+            "class_embeddings_concat goes with class_embed_type 'projection', 'simple_projection' or 'identity', "
+            f"got {kind!r}"
+        )
+    return concat
 
 
 def _depths(c: Fields, name: str, levels: int) -> tuple[Any, ...]:

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.interop.formats.config import Fields
-from jaxdiff.interop.formats.fields import COUNT
+from jaxdiff.interop.formats.fields import COUNT, TIMES
 from jaxdiff.interop.models.architecture import ModelSpec
-from jaxdiff.networks import ControlNet, JointUNet, ScoreUNet, Sinusoidal, UNet, as_apply, init
+from jaxdiff.networks import ControlNet, JointUNet, LearnedTimes, ScoreUNet, Sinusoidal, UNet, as_apply, init
 from jaxdiff.schema import optional
 from jaxdiff.types import Params
 
@@ -40,11 +40,12 @@ def unet_2d(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     Raises:
         ValueError: a field is not supported.
     """
-    c = Fields(config, "UNet2DModel", {name: optional(COUNT) for name in ("attention_head_dim", "norm_num_groups")})
-    c.ignore("sample_size", "num_train_timesteps", "_class_name")
+    own = {name: optional(COUNT) for name in ("attention_head_dim", "norm_num_groups")}
+    c = Fields(config, "UNet2DModel", own | {"num_train_timesteps": optional(TIMES)})
+    c.ignore("sample_size", "_class_name")
     c.expect("act_fn", "silu", "swish")
     widths = c.get("block_out_channels", (224, 448, 672, 896))
-    score = c.expect("time_embedding_type", "positional", "fourier") == "fourier"
+    score = c.expect("time_embedding_type", "positional", "fourier", "learned") == "fourier"
     attention, resample = _levels(c)
     groups = c.get("norm_num_groups", 32)
     if (groups is None) != (resample == "skip"):
@@ -59,7 +60,7 @@ def unet_2d(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         "mid_blocks": 2 if c.expect("mid_block_type", "UNetMidBlock2D", None) else 0,
         "attention": attention,
         "mid_attention": c.get("add_attention", True),
-        "mid_norm": c.expect("attn_norm_num_groups", None, groups) is not None or not scale_shift,
+        "mid_norm": c.expect("attn_norm_num_groups", *{None: 0, groups: 0}) is not None or not scale_shift,
         "mid_divide": c.get("mid_block_scale_factor", 1),
         "head_dim": c.get("attention_head_dim", 8),
         "emb_dim": c.get("time_embedding_dim", None),
@@ -68,7 +69,7 @@ def unet_2d(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         "dropout": c.get("dropout", 0.0),
         "groups": groups,
         "eps": c.get("norm_eps", 1e-5),
-        "time": sinusoidal(c),
+        "time": _time(c),
         "dtype": dtype,
         **_label(c, 4 * widths[0]),
         **sizes,
@@ -82,6 +83,16 @@ def unet_2d(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
     if resample == "skip":
         return model_spec(ScoreUNet(**fields, divide=2**0.5), in_channels, center=center)
     return model_spec(ScoreUNet(**fields, skips=False, resample=resample), in_channels, center=center)
+
+
+def _time(c: Fields) -> Sinusoidal | LearnedTimes:
+    """Return the embedding of the noise level, unless it is a `ScoreUNet`'s."""
+    fixed, steps = sinusoidal(c), c.get("num_train_timesteps", None)
+    if c.get("time_embedding_type", "positional") != "learned":
+        return fixed
+    if steps is None:
+        raise ValueError("UNet2DModel: time_embedding_type 'learned' needs num_train_timesteps, the table's rows")
+    return LearnedTimes(steps)
 
 
 def _label(c: Fields, width: int) -> dict[str, Any]:

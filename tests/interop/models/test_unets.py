@@ -48,7 +48,7 @@ SIMPLE = {
     "up_block_types": ["SimpleCrossAttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"],
     "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
 }
-
+TEXT_TIME = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
 
 # What diffusers' EMAModel adds to the config of the model that it saves.
 AVERAGE = {
@@ -60,11 +60,14 @@ AVERAGE = {
 @pytest.mark.parametrize(
     ("kind", "change", "match"),
     [
+        (PLAIN, {"time_embedding_type": "learned"}, "time_embedding_type 'learned' needs num_train_timesteps"),
         (
             PLAIN,
-            {"time_embedding_type": "learned"},
-            "time_embedding_type must be .*, got 'learned'",
+            {"time_embedding_type": "rotary"},
+            "time_embedding_type must be 'positional' or 'fourier' or 'learned'",
         ),
+        (CROSS, {"time_embedding_type": "learned"}, "time_embedding_type must be 'positional' or 'fourier', got"),
+        (CROSS, {"time_embedding_type": "fourier", "time_embedding_dim": 15}, "time_embedding_dim must be even"),
         (PLAIN, {"down_block_types": ["KDownBlock2D"] * 4}, "got KDownBlock2D"),
         (PLAIN, SKIP, "norm_num_groups must be null with Skip blocks"),
         (PLAIN, SKIP | {"norm_num_groups": None}, "time_embedding_type 'fourier' alone"),
@@ -84,13 +87,21 @@ AVERAGE = {
         (CROSS, {"cross_attention_dim": [128, 256, 384, 640]}, "cross_attention_dim must be the same number"),
         (CROSS, {"attention_type": "gated"}, "attention_type must be 'default' or None, got 'gated'"),
         (CROSS, {"conv_in_kernel": 1}, "conv_in_kernel must be 3, got 1"),
+        (CROSS, {"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 8}, "encoder_hid_dim_type must be None or"),
+        (
+            CROSS,
+            {"class_embeddings_concat": True, "num_class_embeds": 4},
+            "class_embeddings_concat goes with class_embed",
+        ),
+        (CROSS, TEXT_TIME | {"flip_sin_to_cos": False}, "'text_time' goes with flip_sin_to_cos true and freq_shift 0"),
+        (CROSS, TEXT_TIME | {"freq_shift": 1}, "'text_time' goes with flip_sin_to_cos true and freq_shift 0"),
         (CROSS, {"of_tomorrow": 1}, "fields that are not supported: {'of_tomorrow': 1}"),
         (CROSS, SIMPLE | {"time_embedding_act_fn": "gelu"}, "time_embedding_act_fn and resnet_skip_time_act"),
         (CROSS, SIMPLE | {"mid_block_type": "UNetMidBlock2DCrossAttn"}, "goes with CrossAttn blocks"),
         (CROSS, SIMPLE | {"encoder_hid_dim_type": "image_proj"}, "not supported together"),
         (
             CROSS,
-            {"addition_embed_type": "text_time", "class_embed_type": "projection"},
+            TEXT_TIME | {"class_embed_type": "projection"},
             "addition_embed_type 'text_time' and class_embed_type 'projection' are not supported together",
         ),
         (VIDEO, {"up_block_types": ["CrossAttnUpBlock3D"] * 4}, "must be .* got"),
@@ -100,6 +111,7 @@ AVERAGE = {
         (SOUND, {"down_block_types": ["DownResnetBlock1D"] * 3}, "down_block_types must have DownBlock1DNoSkip"),
         (SOUND, {"up_block_types": ["UpBlock1D", "UpBlock1D", "UpBlock1DNoSkip"]}, "up_block_types, from the largest"),
         (SOUND, {"out_block_type": "ValueFunction"}, "out_block_type must be None, got 'ValueFunction'"),
+        ("ControlNetModel", {"class_embed_type": "timestep", "act_fn": "gelu"}, "goes with act_fn 'silu', got 'gelu'"),
         ("ControlNetModel", {"controlnet_conditioning_channel_order": "bgr"}, "must be 'rgb', got 'bgr'"),
     ],
 )
