@@ -310,6 +310,8 @@ def store(names: Sequence[str] = ()) -> None:
         names: of cases; the numbers of others stay as they are. Without names all are computed.
     """
     arrays: dict[str, np.ndarray] = {}
+    if unknown := set(names) - set(builders()):
+        raise ValueError(f"unknown cases {sorted(unknown)}: known are {', '.join(builders())}")
     if names:
         with np.load(REFERENCE) as kept:
             arrays = dict(kept)

@@ -327,7 +327,7 @@ def test_a_part_of_a_picture_by_a_directory(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_part_of_a_picture_by_a_network_for_inpainting(tmp_path):
+def test_a_part_of_a_picture_by_a_network_for_inpainting(tmp_path, capsys):
     tiny_pipeline.write(tmp_path / "sd", inpainting=True)
     with pytest.raises(ValueError, match="for inpainting"):
         imagine.of_directory(tmp_path / "sd")
@@ -338,10 +338,11 @@ def test_a_part_of_a_picture_by_a_network_for_inpainting(tmp_path):
     mask[:, 3:] = True  # a latent is 2 x 2 pixels
     with pytest.raises(UserError, match="draws a part of a picture"):
         edit(generator, picture, prompt="a cat")
-    # The pipeline's pictures, which are the reference's (tests/parity/test_pipelines.py), and the old part as it was.
+    # The pipeline's pictures, which are the reference's (tests/parity/test_pipelines.py), with whole latents anew where
+    # any of their pixels is, and the old part as it was.
     pipe = text_to_image.load(tmp_path / "sd", steps=2)
     x = np.float32(picture[None]) / 127.5 - 1
-    both = {"image": np.repeat(x, 2, 0), "mask": np.repeat(mask[None], 2, 0)}
+    both = {"image": np.repeat(x, 2, 0), "mask": np.tile(np.arange(8) >= 2, (2, 8, 1))}
     tokens, negative = (pipe.tokenize([words] * 2) for words in ("a cat", ""))
     options = both | {"negative": negative, "guidance": 3.0}
     for strength in (1.0, 0.5):
@@ -355,3 +356,11 @@ def test_a_part_of_a_picture_by_a_network_for_inpainting(tmp_path):
     assert wide.shape == (1, 10, 12, 3)
     np.testing.assert_array_equal(wide[:, :8, 4:], x)
     assert np.abs(wide - inverted)[:, :, :4].max() > 1e-5
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    command = ["edit", str(tmp_path / "sd"), str(tmp_path / "picture.png"), "--prompt", "a cat", "--steps", "2"]
+    command += ["--out", str(tmp_path / "edited.npz")]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "draws a part of a picture" in capsys.readouterr().err
+    main([*command, "--outpaint", "0", "2", "0", "0", "--solver", "EulerDiscreteScheduler"])
+    assert np.load(tmp_path / "edited.npz")["x"].shape == (4, 8, 10, 3)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from jaxdiff import text_to_image
 from jaxdiff.cli.controls import Controls, read_controls
 from jaxdiff.cli.generators import check_kind, open_generator
 from jaxdiff.cli.options import Devices, EightBits, Guidance, SampleSteps, Trust
@@ -14,7 +15,7 @@ from jaxdiff.cli.pictures import read_mask, read_picture
 from jaxdiff.cli.places import try_out
 from jaxdiff.cli.sample import check_suffix
 from jaxdiff.data import read_image
-from jaxdiff.edit import STYLE_WEIGHT, Method, check_canvas, edit
+from jaxdiff.edit import STYLE_WEIGHT, Method, check_canvas, check_part, edit
 from jaxdiff.media import Samples, images
 from jaxdiff.media.images import save_images
 from jaxdiff.options import Count, Natural, Seed, Versions
@@ -69,7 +70,8 @@ def command(
         fit: scale the picture to cover the run's size, crop the centre and convert its colours.
         num: number of versions.
         seed: version i depends on the seed and i alone.
-        solver: for the whole picture: of jaxdiff.solvers, such as ddim(eta=1.0), or a scheduler of diffusers.
+        solver: of jaxdiff.solvers, such as ddim(eta=1.0), or a scheduler of diffusers; for a part of the picture only
+            of a network for inpainting.
         size: height and width of a directory's pictures; by default the network's own.
         base: directory with what a file lacks.
         variant: weights' variant, such as fp16.
@@ -82,13 +84,15 @@ def command(
     if all(option is None for option in (prompt, style, mask, strength)) and not any(outpaint):
         raise ValueError("edit takes --prompt, --strength, --style, --mask or --outpaint: what shall be drawn?")
     check_canvas(size or (1, 1), outpaint)
-    own_solver = method in ("edit_friendly", "prompt_to_prompt") or mask is not None or any(outpaint)
-    if solver is not None and own_solver:
+    of_directory = check_kind(run, size=size, base=base, variant=variant, control=control)
+    inpaints = of_directory and text_to_image.describe(run, base=base).inpaints
+    partly = mask is not None or any(outpaint)
+    check_part(partly, inpaints=inpaints)
+    if solver is not None and (method in ("edit_friendly", "prompt_to_prompt") or (partly and not inpaints)):
         raise ValueError(
-            "--solver is for the whole picture: --mask and --outpaint, and --method edit_friendly and "
-            "prompt_to_prompt, have solvers of their own"
+            "--solver is for the whole picture and for networks made for inpainting: of others --mask and --outpaint, "
+            "and --method edit_friendly and prompt_to_prompt, have solvers of their own"
         )
-    check_kind(run, size=size, base=base, variant=variant, control=control)
     where = parse_mesh(mesh)
     controls, hints = read_controls(control)
     wanted = None if style is None else read_image(style)

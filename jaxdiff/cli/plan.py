@@ -44,6 +44,8 @@ def command(args: list[str]) -> None:
     # Arrays, e.g. a table of betas, are computed on the CPU, whatever this machine has. The plan reports the time of
     # compilation, which JAX's own cache would hide; that of plans keeps it.
     jax.config.update("jax_platforms", "cpu")
+    if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", None)  # the user wants nothing to be kept
     jax.config.update("jax_enable_compilation_cache", False)
     path, *rest = args
     build = load(path)

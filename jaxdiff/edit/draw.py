@@ -27,7 +27,7 @@ from jaxdiff.seeds import example_keys
 from jaxdiff.sharding import num_batch_shards
 from jaxdiff.types import Params
 
-__all__ = ["STYLE_WEIGHT", "check_canvas", "edit"]
+__all__ = ["STYLE_WEIGHT", "check_canvas", "check_part", "edit"]
 
 STRENGTH = 0.6  # of the whole picture, by default; a part of it is drawn from noise alone
 RESAMPLE = 4  # how often a step is taken again, so that the new goes with the old
@@ -101,8 +101,7 @@ def edit(
         prompt=prompt, source=source, method=method, style=style, style_weight=style_weight, partly=partly,
         guidance=guidance,
     )  # fmt: skip
-    if stage.encode_masked is not None and not partly:
-        raise UserError("the network is for inpainting: it draws a part of a picture, by a mask or beyond the edges")
+    check_part(partly, inpaints=stage.encode_masked is not None)
     strength = (1.0 if partly else STRENGTH) if strength is None else strength
     check_strength(strength)
     shards = 1 if generator.mesh is None else num_batch_shards(generator.mesh)
@@ -125,12 +124,13 @@ def edit(
             weight=style_weight,
         )  # fmt: skip
     else:
-        known, concat = None, {}
-        if stage.encode_masked is not None:
-            around = generator.compiled(_around)
-            concat = {"concat": around(stage.params, repeat(canvas[None]), repeat(inpaint_mask[None]))}
-        elif partly:
-            known = _coarse(~inpaint_mask, x0.shape[1:3])
+        known, concat = _coarse(~inpaint_mask, x0.shape[1:3]) if partly else None, {}
+        if known is not None and stage.encode_masked is not None:
+            encode = generator.compiled(_masked_encoder)
+            concat = {
+                "concat": encode(stage.params, repeat(canvas[None]), repeat(~_fine(known, canvas.shape[:2])[None]))
+            }
+            known = None  # the network sees it
         redraw = generator.compiled(_redrawn, guided=guided, mesh=generator.mesh)
         drawn = redraw(stage.params, keys, x0, cond=repeat(cond) | concat, scale=scale, strength=strength, known=known)
     drawn = np.asarray(gather(drawn))[:num]
@@ -153,6 +153,17 @@ def check_canvas(size: tuple[int, ...], outpaint: tuple[int, int, int, int]) -> 
     height, width = size[0] + top + bottom, size[1] + left + right
     if height * width > MOST_PIXELS:
         raise UserError(f"a canvas has at most {MOST_PIXELS:,} pixels, got {width:,} x {height:,}")
+
+
+def check_part(partly: bool, *, inpaints: bool) -> None:
+    """Raise UserError if a network for inpainting has no part of a picture to draw.
+
+    Args:
+        partly: whether there are a mask or edges.
+        inpaints: whether the network is for inpainting.
+    """
+    if inpaints and not partly:
+        raise UserError("the network is for inpainting: it draws a part of a picture, by a mask or beyond the edges")
 
 
 def _check(
@@ -237,8 +248,8 @@ def _encoder(stage: Stage) -> Callable[[Any, Array], Array]:
     return encode
 
 
-def _around(stage: Stage) -> Callable[[Any, Array, Array], Array]:
-    """What a network for inpainting is given of a picture."""
+def _masked_encoder(stage: Stage) -> Callable[[Any, Array, Array], Array]:
+    """What a network for inpainting is given of a picture and its mask."""
     assert stage.encode_masked is not None
     return stage.encode_masked
 
@@ -280,3 +291,9 @@ def _coarse(known: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     factors = [n // k for n, k in zip(known.shape, size, strict=True)]
     blocks = known[: size[0] * factors[0], : size[1] * factors[1]].reshape(size[0], factors[0], size[1], factors[1])
     return np.asarray(blocks.all((1, 3)))
+
+
+def _fine(known: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """The pixels of the latents that are known."""
+    height, width = (n // k for n, k in zip(size, known.shape, strict=True))
+    return known.repeat(height, 0).repeat(width, 1)

@@ -46,8 +46,8 @@ class Stage(NamedTuple):
         controls: of what steers the model, by name the shape of what it follows, as `text_to_image.Pipeline` has it.
         encode: (params, images [B, H, W, C] in [-1, 1]) -> x0 as the network gets it; None: what is drawn is not
             begun with pictures.
-        encode_masked: (params, images, mask bool [B, H, W]) -> what a network for inpainting gets beside x, as
-            `cond["concat"]`; None: other networks.
+        encode_masked: (params, images, mask bool [B, H, W]) -> `cond["concat"]` of a network for inpainting; None:
+            other networks.
     """
 
     params: Params

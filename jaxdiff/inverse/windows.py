@@ -28,8 +28,8 @@ def windows(apply: Apply, size: tuple[int, int], stride: tuple[int, int] | None 
         stride: distance of windows, at most their size; None is half of it. The last window ends with the canvas.
 
     Returns:
-        the network for x [B, H, W, C] with H and W at least the window's, evaluated once for all windows. Of
-        `cond["concat"]` [B, H, W, C'], which lies beside x, a window sees what is beside its part of x.
+        the network for x [B, H, W, C] with H and W at least the window's, evaluated once for all windows.
+        `cond["concat"]` [B, H, W, C'] is cut as x is.
 
     Raises:
         ValueError: no pairs, or a stride below 1 or above the size; from the network, a canvas smaller than a window.

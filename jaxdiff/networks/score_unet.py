@@ -26,8 +26,8 @@ TAPS, GROUPS = (1.0, 3.0, 3.0, 1.0), 32  # resampling filter; groups of the norm
 class ScoreUNet(UNet):
     """A U-Net whose noise input is sigma, the standard deviation of the noise, and whose output is divided by sigma.
 
-    sigma must be positive. The random frequencies of log(sigma) are the parameter "time_proj", as in the checkpoints;
-    their gradient is zero.
+    sigma must be positive, and so must a label that is a number. The random frequencies of log(sigma) are the parameter
+    "time_proj", as in the checkpoints; their gradient is zero.
 
     Attributes, in addition to those of `UNet`:
         skips: every level of the encoder adds the downsampled input, by a filter and a convolution, and every level of

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import inspect
 import json
 import os
+import sys
 import zlib
 from collections.abc import Callable
 from importlib import metadata
@@ -19,8 +21,6 @@ from jax.sharding import Mesh
 
 from jaxdiff.plan import gpus, tpus
 from jaxdiff.storage import replacing
-
-_COMPILERS = ("jax", "libtpu", "nvidia")  # what the names of their packages begin with
 
 
 class Compiled(NamedTuple):
@@ -56,7 +56,7 @@ def cached(make: Callable[[jax.stages.Lowered, Mesh], Compiled], lowered: jax.st
     folder = config.jax_compilation_cache_dir
     if folder is None or "://" in folder:
         return make(lowered, mesh)
-    path = Path(folder) / "plans" / f"{_key(lowered, mesh)}.json.gz"
+    path = Path(folder) / "plans" / f"{_key(make, lowered, mesh)}.json.gz"
     with contextlib.suppress(OSError, EOFError, zlib.error, ValueError, TypeError):  # it is missing or damaged
         return Compiled(**json.loads(gzip.decompress(path.read_bytes())))
     compiled = make(lowered, mesh)
@@ -65,10 +65,16 @@ def cached(make: Callable[[jax.stages.Lowered, Mesh], Compiled], lowered: jax.st
     return compiled
 
 
-def _key(lowered: jax.stages.Lowered, mesh: Mesh) -> str:
-    """A hash of all that the compiler is given, and of the compiler."""
-    packages = {f"{each.name} {each.version}" for each in metadata.distributions() if each.name.startswith(_COMPILERS)}
+def _key(make: Callable[..., Compiled], lowered: jax.stages.Lowered, mesh: Mesh) -> str:
+    """A hash of all that the compiler is given, of the compiler, and of our own part in it."""
     devices = [(device.client.platform_version, repr(device)) for device in mesh.devices.flat]
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    described = [inspect.getsource(module) for module in (gpus, tpus)]
-    return hashlib.sha256(repr((lowered.as_text(), sorted(packages), devices, flags, described)).encode()).hexdigest()
+    ours = [inspect.getsource(sys.modules[name]) for name in (make.__module__, gpus.__name__, tpus.__name__)]
+    return hashlib.sha256(repr((lowered.as_text(), _compilers(), devices, flags, ours)).encode()).hexdigest()
+
+
+@functools.cache
+def _compilers() -> list[str]:
+    """Names and versions of the compilers' packages."""
+    found = {f"{each.name} {each.version}" for each in metadata.distributions()}
+    return sorted(name for name in found if name.startswith(("jax", "libtpu", "nvidia")))

@@ -60,7 +60,7 @@ class Program(NamedTuple):
         traced_flops: operations of the traced program on all devices together (see `flops.of_jaxpr`).
         model_flops: operations of the model alone: three times the loss for a train step, since a gradient costs two
             more (Chowdhery et al. 2022, arXiv:2204.02311, app. B), and all of them for a sampler.
-        seconds: time of tracing and compiling (that of the first time, where it is read from JAX's cache folder).
+        seconds: time of tracing and compiling (the first time, where the answer is read from `cache.cached`'s folder).
         graphs: CUDA graphs; None for other devices, and where XLA does not list them.
     """
 

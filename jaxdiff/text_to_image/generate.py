@@ -146,10 +146,10 @@ def _begin(
     extra: Cond = {}
     inpaint_mask: Array | None = None
     if mask is not None:
-        anew = _anew(parts, mask, batch)
-        step = parts.codec.factor
+        anew, step = _painted(parts, mask, batch), parts.codec.factor
         inpaint_mask = anew[:, ::step, ::step, None].astype(parts.dtype)
-        extra = {"concat": parts.encode_masked(params, image, anew)} if parts.inpaints else {}
+        if parts.inpaints:
+            extra = {"concat": parts.encode_masked(params, image, anew)}
 
     def begin(x: Array, noise: Array, levels: Level, solver: Solver) -> tuple[Array, Array, Solver]:
         start = first_step(parts.sampling.steps, strength, round_up=parts.layout.round_up)
@@ -175,7 +175,7 @@ def _encode(parts: Parts, params: Params, image: Array, batch: int) -> Array:
     return parts.encode_images(params, image)
 
 
-def _anew(parts: Parts, mask: Array, batch: int) -> Array:
+def _painted(parts: Parts, mask: Array, batch: int) -> Array:
     """Which pixels are painted anew."""
     if mask.shape != (batch, *parts.size):
         raise ValueError(f"masks must have shape {(batch, *parts.size)}, got {mask.shape}")

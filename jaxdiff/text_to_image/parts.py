@@ -92,7 +92,8 @@ class Parts(NamedTuple):
         """Raise ValueError unless the network draws whole pictures."""
         if self.inpaints:
             raise ValueError(
-                "the network is for inpainting, and takes a picture and its mask: `jaxdiff edit` draws with it"
+                "the network is for inpainting, and takes a picture and its mask: `jaxdiff edit` draws with it, "
+                "and `edit.edit` (of_directory with inpaint=True)"
             )
 
     @property
@@ -106,7 +107,7 @@ class Parts(NamedTuple):
         return self.codec.normalize(mean).astype(self.dtype)
 
     def encode_masked(self, params: Params, images: Array, mask: Array) -> Array:
-        """What a network for inpainting gets beside x: the mask, and the latents of the images with grey in its place.
+        """What a network for inpainting gets as `cond["concat"]`: the mask, and the latents of the rest.
 
         Args:
             params: of the pipeline.

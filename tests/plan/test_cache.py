@@ -12,8 +12,11 @@ from jaxdiff.plan.cache import Compiled, cached
 ONE, OTHER = (Mesh(np.array(jax.devices()[i : i + 1]), ("data",)) for i in (0, 1))
 
 
-def lowered(shift=1.0, length=4):
-    return jax.jit(lambda x: x + np.full(length, shift, np.float32)).lower(jnp.zeros(length))
+def lowered(last=1.0, length=100_000):
+    """A program with a long constant, of which all counts."""
+    constant = np.arange(length, dtype=np.float32)
+    constant[-1] = last
+    return jax.jit(lambda x: x + constant).lower(jax.ShapeDtypeStruct((length,), jnp.float32))
 
 
 @pytest.fixture
@@ -45,13 +48,16 @@ def test_a_program_is_compiled_once(compiling):
 def test_all_that_the_compiler_is_given_counts(compiling, monkeypatch):
     compiled, given = compiling
     compiled(lowered(), ONE)
-    compiled(lowered(shift=2.0), ONE)
+    compiled(lowered(last=2.0), ONE)
     compiled(lowered(), OTHER)
-    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
+    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"):
+        monkeypatch.setenv(name, "--xla_gpu_autotune_level=0")
+        compiled(lowered(), ONE)
+    monkeypatch.setattr(cache, "_compilers", lambda: ["jaxlib 1.0"])
     compiled(lowered(), ONE)
-    monkeypatch.setattr(cache, "_COMPILERS", ("numpy",))  # as with another version of a compiler
+    monkeypatch.setattr(cache.inspect, "getsource", lambda module: f"another version of {module.__name__}")
     compiled(lowered(), ONE)
-    assert len(given) == 5
+    assert len(given) == 7
 
 
 def test_what_is_damaged_or_has_no_folder_is_compiled(compiling, tmp_path):

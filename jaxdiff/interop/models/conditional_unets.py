@@ -123,7 +123,12 @@ def control_config(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     Args:
         config: the fields of a UNet2DConditionModel.
         changes: fields of the ControlNetModel, e.g. conditioning_channels.
+
+    Raises:
+        ValueError: the U-Net embeds the noise by Fourier features, which a ControlNetModel has not.
     """
+    if config.get("time_embedding_type", "positional") == "fourier":
+        raise ValueError("a ControlNetModel has no Fourier features: it goes with time_embedding_type 'positional'")
     shared = {name: value for name, value in config.items() if name in SHARED}
     return shared | {"_class_name": "ControlNetModel"} | changes
 

@@ -60,7 +60,7 @@ def unet_2d(config: Mapping[str, Any], dtype: Any) -> ModelSpec:
         "mid_blocks": 2 if c.expect("mid_block_type", "UNetMidBlock2D", None) else 0,
         "attention": attention,
         "mid_attention": c.get("add_attention", True),
-        "mid_norm": c.expect("attn_norm_num_groups", *{None: 0, groups: 0}) is not None or not scale_shift,
+        "mid_norm": c.expect("attn_norm_num_groups", *dict.fromkeys((None, groups))) is not None or not scale_shift,
         "mid_divide": c.get("mid_block_scale_factor", 1),
         "head_dim": c.get("attention_head_dim", 8),
         "emb_dim": c.get("time_embedding_dim", None),
