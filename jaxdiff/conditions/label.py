@@ -40,7 +40,7 @@ def label(num_classes: int, names: Sequence[str] = (), *, null: int | None = -1)
         number = int(words) if words.isdecimal() else -1
         if not 0 <= number < num_classes:
             known = f", or one of {listed(names)}" if names else ""
-            raise ValueError(f"label must be in 0..{num_classes - 1}{known}; got {words}")
+            raise ValueError(f"label must be in 0..{num_classes - 1}{known}; got {words!r}")
         return {"label": np.array([number], np.int32)}
 
     index = num_classes if null == -1 else null

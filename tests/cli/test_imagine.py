@@ -136,9 +136,9 @@ def test_mistakes_leave_the_history_as_it_was(run, tmp_path, capsys, monkeypatch
         ((run, "--vary", 2), "there is no picture 2: the history has pictures 1 to 1"),
         ((run, "--vary", 1, "--strength", 0), "strength must be above 0"),
         ((run, "--vary", 1, "--strength", 1.5), "strength must be a number from 0 to 1, got 1.5"),
-        ((run, "--vary", 1, "--remix", " "), "a prompt must have"),
+        ((run, "--vary", 1, "--remix", " "), "Bag; got ' '"),
         ((run, "--vary", 1, "--steps", 3), "the history was begun with steps 4, got 3"),
-        ((run, "--vary", 1, "--remix", "Sneakers"), "or one of Sneaker, Ankle boot, Bag; got Sneakers"),
+        ((run, "--vary", 1, "--remix", "Sneakers"), "or one of Sneaker, Ankle boot, Bag; got 'Sneakers'"),
         ((run, "--again", 3), "there is no picture 3"),
     ):
         assert words in fails(capsys, *args, "--out", out), args

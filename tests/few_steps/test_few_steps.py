@@ -360,7 +360,7 @@ def test_mistakes(teacher, tmp_path):
     for method, words in (("progressive", "1, 2, 4 or 8"), ("shortcut", r"1, 2, 4, \.\.\. 32, got 3")):
         with pytest.raises(ValueError, match=f"sample_steps must be {words}"):
             student_of(teacher, method, sample_steps=3)
-    with pytest.raises(ValueError, match="without its condition"):
+    with pytest.raises(ValueError, match="no condition that guidance could lead to"):
         student_of(teacher, "consistency", guidance=2.0)
     with pytest.raises(ValueError, match="holds no run"):
         student_of(tmp_path, "consistency")
