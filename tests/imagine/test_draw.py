@@ -130,7 +130,7 @@ def test_a_history_of_another_model_is_refused(generator, history):
         imagine.draw(generator, history, [11])
     with pytest.raises(ValueError, match="label must be in") as error:
         imagine.draw(generator, imagine.begin(history, "Bags"), [11])
-    assert sentence(error.value).endswith("got Bags")
+    assert sentence(error.value).endswith("got 'Bags'")
     alone = replace(made, sampling=replace(made.sampling, guidance=1), condition=replace(made.condition, null=None))
     unguided = imagine.of_experiment(alone, made.model.init(None))
     with pytest.raises(ValueError, match="--guidance 1"):
