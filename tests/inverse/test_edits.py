@@ -127,15 +127,15 @@ def test_windows_are_a_mean_over_those_that_see_a_pixel():
     np.testing.assert_array_equal(wide({}, x[:, :4, :3], noise, cond), ramp({}, x[:, :4, :3], noise, cond))
 
 
-def test_windows_see_what_lies_beside_them():
-    """A network of one pixel of x and of what lies beside it is not changed by windows."""
+def test_windows_see_their_part_of_a_concatenated_picture():
+    """A network of one pixel of x and of the picture that is concatenated to it is not changed by windows."""
     rng = np.random.default_rng(1)
-    x, beside = (np.float32(rng.normal(size=(2, 7, 5, n))) for n in (1, 3))
+    x, picture = (np.float32(rng.normal(size=(2, 7, 5, n))) for n in (1, 3))
 
     def network(params, x, noise, cond):
         return x * cond["concat"].sum(-1, keepdims=True) + cond["label"][:, None, None, None]
 
-    cond = {"label": np.float32([5.0, 7.0]), "concat": beside}
+    cond = {"label": np.float32([5.0, 7.0]), "concat": picture}
     wide = inverse.windows(network, (4, 3))({}, x, jnp.ones(2), cond)
     np.testing.assert_allclose(wide, network({}, x, None, cond), rtol=1e-5)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from jaxdiff.cli import main
 from jaxdiff.plan import cache
 from jaxdiff.plan.cache import Compiled, cached
 
@@ -75,3 +76,11 @@ def test_what_is_damaged_or_has_no_folder_is_compiled(compiling, tmp_path):
     jax.config.update("jax_compilation_cache_dir", None)
     compiled(lowered(), ONE)
     assert len(given) == 7
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_command_keeps_nothing_where_the_user_wants_no_cache(compiling, kept, tmp_path):
+    jax.config.update("jax_enable_compilation_cache", kept)
+    with pytest.raises(SystemExit):  # there is no such experiment, which shows later
+        main(["plan", str(tmp_path / "none.py"), "--topology", "cpu:1"])
+    assert jax.config.jax_compilation_cache_dir == (str(tmp_path) if kept else None)
