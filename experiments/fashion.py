@@ -7,7 +7,7 @@ from jaxdiff.options import CondDropout, Decay, Natural, Run, Source, Width, ref
 
 
 def experiment(
-    run: Run = Run(steps=900, batch=32, lr=8e-3, preview_every=450),
+    run: Run = Run(steps=900, batch=32, lr=8e-3, preview_every=900),
     width: Width = 32,
     cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.99,

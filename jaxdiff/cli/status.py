@@ -87,8 +87,8 @@ def _written(found: dict[str, Any]) -> str:
         lines["loss"] = f"{found['loss']:.4f}, mean of the last {LAST} steps {found['mean_loss']:.4f}"
     if found["images_per_s"] is not None:
         left = f", {_long(found['seconds_left'])} left" if found["seconds_left"] else ""
-        speed = f"{found['steps_per_s']:.3g} steps/s, " if found["steps_per_s"] else ""
-        lines["rate"] = f"{speed}{found['images_per_s']:,.0f} images/s{left}"
+        speed = f"{found['steps_per_s']:.3g} steps/s with saves and previews, " if found["steps_per_s"] else ""
+        lines["rate"] = f"{speed}{found['images_per_s']:,.0f} images/s in the last {LAST} steps{left}"
     newest = f", the newest {_long(found['checkpoint_seconds'])} old" if found["checkpoints"] else ""
     aside = f", {found['quarantined']} set aside as damaged" if found["quarantined"] else ""
     lines["checkpoints"] = (", ".join(map(str, found["checkpoints"])) or "none") + newest + aside

@@ -57,7 +57,8 @@ def test_a_person_and_a_program_read_the_same(run, capsys):
     main(["status", str(run)])
     said = capsys.readouterr().out
     for words in (
-        "250 of 1,000 (25%), the last line 3.", "3 steps/s, 40 images/s, 4.2 min left", "100, 200, the newest",
+        "250 of 1,000 (25%), the last line 3.", "100, 200, the newest",
+        "3 steps/s with saves and previews, 40 images/s in the last 100 steps, 4.2 min left",
         "1 update was skipped", "67% of 2.5 min in 2 starts", "start 4%", "lost 20% (50 steps done again)",
         "1 set aside as damaged",
     ):  # fmt: skip
