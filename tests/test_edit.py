@@ -17,6 +17,7 @@ from PIL import Image
 from jaxdiff import conditions, imagine, solvers, text_to_image, train
 from jaxdiff.cli import main
 from jaxdiff.cli.errors import sentence
+from jaxdiff.cli.pictures import read_mask
 from jaxdiff.edit import draw, edit
 from jaxdiff.edit.source import align_tokens
 from jaxdiff.experiment import UserError
@@ -231,6 +232,17 @@ def test_mistakes_of_the_command(tmp_path, capsys):
         if words == "a.png":  # which was not there
             Image.new("L", (12, 12)).save(tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_mask_is_black_and_white_but_for_its_edges(tmp_path):
+    of = lambda rows: Image.fromarray(np.tile(np.uint8(rows), (8, 1))).save(tmp_path / "mask.png")  # noqa: E731
+    read = lambda: read_mask(tmp_path / "mask.png", (8, 8), fit=False)  # noqa: E731
+    of([0, 0, 0, 40, 200, 255, 255, 130])
+    np.testing.assert_array_equal(read(), np.tile(np.arange(8) > 3, (8, 1)))
+    for grey, share in ([90] * 8, "100%"), (np.arange(8) * 36, "50%"):
+        of(grey)
+        with pytest.raises(ValueError, match=f"is grey in {share} of its pixels: a mask is black and white"):
+            read()
 
 
 @pytest.mark.slow

@@ -10,6 +10,9 @@ import numpy as np
 from jaxdiff import data
 from jaxdiff.experiment import Experiment
 
+# Share of a mask's pixels that may be neither black nor white, as at the edges of what was painted.
+MOST_GREY = 0.25
+
 
 def read_picture(file: Path, shape: tuple[int, ...], *, fit: bool) -> np.ndarray:
     """Read a picture of a shape, or one that is brought to it.
@@ -40,7 +43,7 @@ def read_picture(file: Path, shape: tuple[int, ...], *, fit: bool) -> np.ndarray
 
 
 def read_mask(file: Path, size: tuple[int, int], *, fit: bool) -> np.ndarray:
-    """Read a mask of any colours: True where it is rather white.
+    """Read a mask, black and white in any colours: True where it is rather white.
 
     Args:
         file: of any type that Pillow reads.
@@ -51,7 +54,8 @@ def read_mask(file: Path, size: tuple[int, int], *, fit: bool) -> np.ndarray:
         bool, of the size.
 
     Raises:
-        ValueError: the mask has another size, and is not fitted; as by `data.read_image`.
+        ValueError: the mask has another size, and is not fitted, or is mostly neither black nor white; as by
+            `data.read_image`.
     """
     x = data.read_image(file, size=size if fit else None, channels=1)[..., 0]
     if x.shape != size:
@@ -59,6 +63,9 @@ def read_mask(file: Path, size: tuple[int, int], *, fit: bool) -> np.ndarray:
         raise ValueError(
             f"the mask {file} is {width} x {height} pixels, and its picture {wide} x {high}: --fit scales both"
         )
+    grey = np.mean((x >= 64) & (x < 192))
+    if grey > MOST_GREY:
+        raise ValueError(f"the mask {file} is grey in {grey:.0%} of its pixels: a mask is black and white")
     return x >= 128
 
 

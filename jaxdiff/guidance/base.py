@@ -17,6 +17,7 @@ __all__ = [
     "guide",
     "join_variance",
     "norm",
+    "per_example",
     "scale_at",
     "sigma_ratio",
     "split_variance",
@@ -37,10 +38,19 @@ def scale_at(scale: Scale, x: Array, level: Level) -> Array:
     Raises:
         ValueError: a shape other than () and [B].
     """
-    scale = jnp.asarray(scale(level) if callable(scale) else scale, x.dtype)
-    if scale.ndim > x.ndim or any(n not in (1, m) for n, m in zip(scale.shape, x.shape, strict=False)):
-        raise ValueError(f"a scale is a number or one for each of {len(x)} examples, got shape {scale.shape}")
-    return append_axes(scale, x.ndim)
+    return per_example("a scale", scale(level) if callable(scale) else scale, x)
+
+
+def per_example(name: str, value: float | Array, x: Array) -> Array:
+    """A number, or one of each example, in the dtype of x, with axes appended until it broadcasts against x.
+
+    Raises:
+        ValueError: a shape other than () and [B].
+    """
+    value = jnp.asarray(value, x.dtype)
+    if value.ndim > x.ndim or any(n not in (1, m) for n, m in zip(value.shape, x.shape, strict=False)):
+        raise ValueError(f"{name} is a number or one for each of {len(x)} examples, got shape {value.shape}")
+    return append_axes(value, x.ndim)
 
 
 def guide(cond: Any, uncond: Any, scale: Array) -> Any:

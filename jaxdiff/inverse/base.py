@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.checks import check_number, describe, is_traced
-from jaxdiff.guidance.base import scale_at, split_variance
+from jaxdiff.guidance.base import per_example, split_variance
 from jaxdiff.inverse.operators.base import Operator
 from jaxdiff.levels import Level
 from jaxdiff.types import Denoiser
@@ -68,9 +68,9 @@ def measure(operator: Operator, y: Array, x: Array) -> Array:
     return measured
 
 
-def variance_of(std: float | Array, y: Array, level: Level) -> Array:
+def variance_of(std: float | Array, y: Array) -> Array:
     """std^2, a number or one an example, that broadcasts against y."""
-    return jnp.square(scale_at(std, y.real, level))
+    return jnp.square(per_example("std", std, y.real))
 
 
 def tweedie_factor(x: Array, level: Level) -> Array:

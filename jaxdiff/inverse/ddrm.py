@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_called, check_number
+from jaxdiff.guidance.base import per_example
 from jaxdiff.inverse.base import check_operator, check_std, measure
 from jaxdiff.inverse.operators.base import Operator, reciprocal
 from jaxdiff.levels import Level, append_axes, from_x0, safe_sqrt
@@ -43,7 +44,7 @@ def ddrm(
 
     Returns:
         a solver of one evaluation a step. It has no order; without noise and with eta_b = 1, A x = y after the step to
-        sigma = 0.
+        sigma = 0, but for singular values below eps^1/2 of the largest, which count as 0.
 
     Raises:
         ValueError: an operator without a decomposition, y or std as for `tmpd`, eta or eta_b outside [0, 1], a noise
@@ -63,7 +64,7 @@ def ddrm(
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         x0, eps = from_x0(denoise(x, cur), x, cur)
         away = operator.adjoint(y - measure(operator, y, x0))  # V S U^T of the residual
-        each = jnp.asarray(std, x.dtype)
+        each = per_example("std", std, x).reshape(-1)
         new, given = (jnp.asarray(share, x.dtype) for share in (eta, eta_b))
         old = jnp.sqrt(1 - jnp.square(new))
 

@@ -149,7 +149,7 @@ def exact(operator: Operator, y: Array, std: float | Array) -> X0Sampler:
     check_std(std)
 
     def sample_x0(key: Array, x0: Array, r: Array, level: Level) -> Array:
-        noise2 = variance_of(std, y, level)
+        noise2 = variance_of(std, y)
         x0 = x0 + r * normal_like(fold_in(key, 0), x0)
         noise = normal_like(fold_in(key, 1), y.real)
         if jnp.iscomplexobj(y):  # std is that of each part

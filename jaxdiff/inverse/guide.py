@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number
-from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, norm, scale_at, sum_of_examples
+from jaxdiff.guidance.base import Scale, check_denoisers, join_variance, norm, per_example, scale_at, sum_of_examples
 from jaxdiff.inverse.base import check_operator, check_std, jacobian, measure, tweedie_factor
 from jaxdiff.inverse.operators.base import Operator
 from jaxdiff.inverse.posterior import moved
@@ -76,7 +76,7 @@ def dps(denoise: Denoiser, operator: Operator, y: Array, std: float | Array, *, 
     def loss(x0: Array) -> Array:
         residual = y - measure(operator, y, x0)
         square = jnp.sum((jnp.conj(residual) * residual).real.reshape(len(y), -1), axis=1)
-        return 0.5 * square / jnp.square(jnp.asarray(std, square.dtype))
+        return 0.5 * square / jnp.square(per_example("std", std, square))
 
     return guide(denoise, loss, scale)
 

@@ -81,7 +81,7 @@ def tmpd(
 
     def posterior(x: Array, level: Level) -> Any:
         x0, variance, pull = jacobian(denoise, x, level)
-        factor, noise = tweedie_factor(x, level), variance_of(std, y, level)
+        factor, noise = tweedie_factor(x, level), variance_of(std, y)
         covariance = lambda u: factor * pull(u)  # noqa: E731
         matvec = lambda v: operator.apply(covariance(operator.adjoint(v))) + times(noise, v)  # noqa: E731
         # A network's J is nearly a covariance: where it isn't, the solution would grow without bounds.
@@ -121,7 +121,7 @@ def pigdm(
     def posterior(x: Array, level: Level) -> Any:
         x0, variance, pull = jacobian(denoise, x, level)
         c, d = spread(y, level, 1.0, prior_std)
-        w = operator.solve(y - measure(operator, y, x0), c / d, variance_of(std, y, level))
+        w = operator.solve(y - measure(operator, y, x0), c / d, variance_of(std, y))
         return join_variance(moved(x0, tweedie_factor(x, level) * pull(operator.adjoint(w)), scale, level), *variance)
 
     return posterior
@@ -161,7 +161,7 @@ def diffpir(
     def correct(x0: Array, level: Level) -> Array:
         # r^2 A^T (r^2 A A^T + std^2 I)^-1 with r^2 = c / d, which may be infinite.
         c, d = spread(y, level, lam, prior_std)
-        w = operator.solve(y - measure(operator, y, x0), c, d * variance_of(std, y, level))
+        w = operator.solve(y - measure(operator, y, x0), c, d * variance_of(std, y))
         return spread(x0, level, lam, prior_std)[0] * operator.adjoint(w)
 
     return _without_jacobian(denoise, correct, scale)
@@ -185,7 +185,7 @@ def ddnm(denoise: Denoiser, operator: Operator, y: Array, *, scale: Scale = 1.0)
     _check(denoise, operator, y, 0.0, scale)
 
     def correct(x0: Array, level: Level) -> Array:
-        return operator.adjoint(operator.solve(y - measure(operator, y, x0), 1.0, 0.0))
+        return operator.pseudoinverse(y - measure(operator, y, x0))
 
     return _without_jacobian(denoise, correct, scale)
 
@@ -196,7 +196,7 @@ def spread(like: Array, level: Level, lam: float | Array, prior_std: float | Arr
     c, d = jnp.square(at.sigma), scale_at(lam, like.real, level) * jnp.square(at.alpha)
     if prior_std is None:
         return c, d
-    prior = variance_of(prior_std, like, level)
+    prior = variance_of(prior_std, like)
     return c * prior, d * prior + c
 
 

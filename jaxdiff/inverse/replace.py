@@ -16,6 +16,8 @@ from jaxdiff.types import Denoiser
 
 __all__ = ["mcg", "replace"]
 
+FRESH = 2**31 - 1  # of the noise that is put back; solvers fold small numbers into a step's key
+
 
 def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0, noise: Array | None = None) -> Solver:
     """After each step x + A^+ (alpha y + sigma A z - A x) with fresh noise z, and again `resample` times (RePaint).
@@ -57,11 +59,11 @@ def replace(solver: Solver, operator: Operator, y: Array, *, resample: int = 0, 
     def step(denoise: Denoiser, key: Array, x: Array, state, cur: Level, nxt: Level):
         if resample:
             check_new_noise(solver, key, x, state, cur, nxt)
-        x, state = solver.step(denoise, fold_in(key, 0), x, state, cur, nxt)
-        noised = nxt.sigma * (normal_like(fold_in(key, 1), x) if noise is None else noise)
+        x, state = solver.step(denoise, key, x, state, cur, nxt)  # what A does not see is drawn as without it
+        noised = nxt.sigma * (normal_like(fold_in(key, FRESH), x) if noise is None else noise)
         # The difference of measurements, with the noise as it is seen: A z has the law that A x has there.
         away = nxt.alpha.astype(y.dtype) * y - measure(operator, y, x - noised)
-        return x + operator.adjoint(operator.solve(away, 1.0, 0.0)), state
+        return x + operator.pseudoinverse(away), state
 
     draws = solver.stochastic or noise is None
     replaced = solver._replace(init=init, step=step, order=None, stochastic=draws)

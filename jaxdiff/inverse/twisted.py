@@ -62,7 +62,7 @@ def twisted(operator: Operator, y: Array, std: float | Array, *, prior_std: floa
         x0, _, pull = jacobian(denoise, x, level)
         c, d = spread(y, level, 1.0, prior_std)
         residual = y - measure(operator, y, x0)
-        w = operator.solve(residual, c / d, variance_of(std, y, level))
+        w = operator.solve(residual, c / d, variance_of(std, y))
         correction = tweedie_factor(x, level) * pull(operator.adjoint(w))
         return x0, x0 + correction, -0.5 * _sum((jnp.conj(residual) * w).real, 1)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_denoiser, check_function, check_number
-from jaxdiff.guidance.base import split_variance
+from jaxdiff.guidance.base import per_example, split_variance
 from jaxdiff.inverse.base import check_operator, check_std, measure
 from jaxdiff.inverse.operators.base import Operator
 from jaxdiff.levels import Level, from_x0, q_sample
@@ -63,7 +63,7 @@ def red_diff(
 
     def loss(params: Params, key: Array, batch: Batch) -> tuple[Array, Metrics]:
         mu = params
-        t, t_weight = times(fold_in(key, 0), mu.shape[0])
+        t, t_weight = _times(times, fold_in(key, 0), mu.shape[0])
         level = Level(*(jnp.asarray(field) for field in process(t)))
         level = level._replace(alpha=level.alpha.astype(mu.dtype), sigma=level.sigma.astype(mu.dtype))
         eps = normal_like(fold_in(key, 1), mu)
@@ -71,9 +71,17 @@ def red_diff(
         away = from_x0(split_variance(denoise(x, level))[0], x, level).eps - eps
         residual = y - measure(operator, y, mu)
         square = jnp.sum((jnp.conj(residual) * residual).real.reshape(len(mu), -1), axis=1)
-        misfit = jnp.mean(0.5 * square / jnp.square(jnp.asarray(std, square.dtype)))
+        misfit = jnp.mean(0.5 * square / jnp.square(per_example("std", std, square)))
         inner = jnp.sum((away * mu).reshape(len(mu), -1), axis=1)
         prior = jnp.mean((t_weight * weigh(level)).astype(mu.dtype) * inner)
         return misfit + jnp.asarray(scale, mu.dtype) * prior, {"misfit": misfit, "prior": prior}
 
     return loss
+
+
+def _times(times: TimeSampler, key: Array, count: int) -> tuple[Array, Array]:
+    """Times and their weights; with one key per example each example's own."""
+    if key.ndim == 0:
+        return times(key, count)
+    t, weight = jax.vmap(lambda k: times(k, 1))(key)
+    return t[:, 0], weight[:, 0]

@@ -118,6 +118,12 @@ def test_the_variance_of_dps_is_that_of_its_closed_form():
 
 GRID = Level(*(jnp.array(field, jnp.float32) for field in ((1, 0.6, 0.3, 0), (0, 0.4, 0.7, 1), (1, 0.6, 0.3, 0))))
 
+# Operators with singular values from 1 down to 2e-7, and to 1e-4.
+_bell = np.exp(-np.square(np.arange(-4, 5)) / 4.5)
+BELL = jnp.asarray(np.outer(_bell, _bell) / _bell.sum() ** 2, jnp.float32)
+_left, _right = (np.linalg.qr(np.random.default_rng(0).normal(size=(n, 20)))[0] for n in (20, 256))
+ILL = (_left * np.geomspace(1, 1e-4, 20) @ _right.T).astype(np.float32)
+
 
 def network(x, level):
     guided = jd.guidance.cfg(rational, lambda x, level: 0.3 * rational(x, level), 1.5)
@@ -186,14 +192,21 @@ def test_a_jacobian_that_is_no_covariance_does_not_throw_a_sample_away():
 
 @pytest.mark.parametrize(
     "operator",
-    [operators.average(2), pytest.param(operators.blur(jnp.array([[0.1, 0.7, 0.2]])), marks=pytest.mark.slow)],
-    ids=["average", "blur"],
+    [
+        operators.average(2),
+        operators.blur(BELL),
+        pytest.param(operators.matrix(jnp.asarray(ILL), (16, 16, 1)), marks=pytest.mark.slow),
+    ],
+    ids=["average", "blur", "matrix"],
 )
 def test_the_null_space_of_any_network_fits_a_measurement_without_noise(operator):
-    y = operator.apply(jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 1)), jnp.float32))
-    denoise = inverse.ddnm(rational, operator, y)
-    x = jax.jit(lambda x: jd.sample(denoise, solvers.ddim(), GRID, x, jax.random.key(0)))(jnp.ones((2, 4, 4, 1)))
-    assert np.linalg.norm(operator.apply(x) - y) <= 1e-5 * np.linalg.norm(y)
+    """Also where A hardly sees: squares of the blur's and the matrix' smallest singular values are below rounding."""
+    y = operator.apply(jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 1)), jnp.float32))
+    ddnm = inverse.ddnm(rational, operator, y), solvers.ddim()
+    replaced = rational, inverse.replace(solvers.ddim(1.0), operator, y)
+    run = lambda x: [jd.sample(denoise, solver, GRID, x, jax.random.key(0)) for denoise, solver in (ddnm, replaced)]  # noqa: E731
+    for x in jax.jit(run)(jnp.ones((2, 16, 16, 1))):
+        assert np.linalg.norm(operator.apply(x) - y) <= 1e-5 * np.linalg.norm(y)
 
 
 @pytest.mark.slow
@@ -230,6 +243,8 @@ def test_bad_input():
         # A std of any kind, and what y may be without noise.
         lambda: inverse.dps(rational, operator, y, np.float32(0)): "std must be positive",
         lambda: inverse.dps(rational, operator, y, jnp.zeros(1)): "std must be positive",
+        lambda: inverse.dps(rational, operator, y, jnp.ones(3))(x, level): "std is a number or one for each of 1",
+        lambda: inverse.pigdm(rational, operator, y, jnp.ones(3))(x, level): "std is a number or one for each of 1",
         lambda: inverse.twisted(operator, y, np.zeros(1)): "std must be positive",
         lambda: inverse.tmpd(rational, operator, y, jnp.float32(-0.1)): "std must be a finite number in",
         lambda: inverse.tmpd(rational, operator, y, jnp.array([jnp.inf])): "std must be a finite number in",

@@ -101,6 +101,12 @@ def test_a_replaced_step_sets_what_is_measured_and_leaves_the_rest():
         ends = [solver.step(rational, KEY, x, (), cur, level)[0] for level in (nxt, last)]
         return plain, *ends
 
+    # Where nothing is measured, also of a solver that draws noise, the step is its own.
+    nothing = operators.mask(jnp.zeros(known.shape)), jnp.zeros_like(y)
+    of = lambda solver: solver.step(rational, KEY, x, (), cur, nxt)[0]  # noqa: E731
+    for without in (inverse.replace(solvers.ddim(1.0), *nothing), inverse.mcg(solvers.ddim(1.0), *nothing, 0.0)):
+        np.testing.assert_array_equal(of(without), of(solvers.ddim(1.0)))
+
     plain, replaced, end = run(x)
     np.testing.assert_allclose(replaced[:, 1::2], plain[:, 1::2], atol=1e-6)
     np.testing.assert_allclose(end[:, ::2], y[:, ::2], atol=1e-6)
@@ -248,6 +254,8 @@ def test_ddrm_fits_a_measurement_without_noise_and_needs_a_decomposition():
         inverse.ddrm(operators.linear(lambda x: x, (2,)), jnp.ones((1, 2)), 0.1)
     with pytest.raises(ValueError, match="eta_b must be"):
         inverse.ddrm(operator, y, 0.1, eta_b=1.5)
+    with pytest.raises(ValueError, match="std is a number or one for each of 2 examples"):
+        jax.eval_shape(run, jnp.zeros(3))
 
 
 @pytest.mark.slow
@@ -547,3 +555,18 @@ def test_the_gradient_of_red_diff_is_its_closed_form():
     exact = linear.a.T @ (linear.a @ mu - linear.y) / linear.std**2 + 0.3 * 2 * sigma / alpha * prior
     np.testing.assert_allclose(slope, exact, atol=4 * 0.6 * sigma / alpha / np.sqrt(n))
     assert abs(rest) < 1e-3
+
+
+@pytest.mark.slow
+def test_with_a_key_for_each_example_red_diff_draws_for_each_alone():
+    operator, y = operators.mask(jnp.array([1.0, 0.0])), jnp.array([[1.0, 0.0], [2.0, 0.0]])
+    mu, keys = jnp.array([[0.5, -1.0], [0.3, 2.0]]), jax.random.split(jax.random.key(0), 2)
+
+    def slope(mu, keys, y):
+        loss = inverse.red_diff(rational, VP, operator, y, std=0.1, times=jd.times.uniform())
+        return len(mu) * jax.grad(lambda mu: loss(mu, keys, {})[0])(mu)
+
+    both = jax.jit(slope)(mu, keys, y)
+    for i, alone in enumerate(both):
+        np.testing.assert_allclose(slope(mu[i : i + 1], keys[i : i + 1], y[i : i + 1])[0], alone, rtol=1e-5)
+    assert both[0, 1] != both[1, 1]

@@ -45,6 +45,7 @@ class Operator(NamedTuple):
         spectral: (f, x) -> V f(S) V^T x, with f from singular values, [1 or B, ...], to factors; 0 is the singular
             value of what A does not see. None where no decomposition is at hand.
         measured: where a measurement has entries, 1 or 0, broadcast against it; None for everywhere.
+        inverse: v -> A^+ v, where A^T solve(v, 1, 0) would lose digits to small singular values; else None.
     """
 
     apply: Callable[[Array], Array]
@@ -52,6 +53,11 @@ class Operator(NamedTuple):
     solve: Callable[[Array, float | Array, float | Array], Array]
     spectral: Callable[[Spectrum, Array], Array] | None = None
     measured: Array | None = None
+    inverse: Callable[[Array], Array] | None = None
+
+    def pseudoinverse(self, v: Array) -> Array:
+        """A^+ v, the smallest x of those whose A x is nearest to v."""
+        return self.adjoint(self.solve(v, 1.0, 0.0)) if self.inverse is None else self.inverse(v)
 
 
 def linear(f: Callable[[Array], Array], shape: tuple[int, ...], *, iterations: int = 50) -> Operator:
@@ -118,8 +124,11 @@ def matrix(a: Array, shape: tuple[int, ...] | None = None) -> Operator:
     def spectral(f: Spectrum, x: Array) -> Array:
         return matmul(matmul(flat(x), vt.T) * f(right), vt).reshape(x.shape)
 
+    def inverse(v: Array) -> Array:
+        return matmul(matmul(v, u[:, : len(s)]) * reciprocal(s)[None], vt[: len(s)]).reshape(-1, *shape)
+
     apply, adjoint = lambda x: matmul(flat(x), a.T), lambda v: matmul(v, a).reshape(-1, *shape)
-    return Operator(apply, adjoint, solve, spectral)
+    return Operator(apply, adjoint, solve, spectral, inverse=inverse)
 
 
 def conjugate_gradients(

@@ -106,9 +106,13 @@ def blur(kernel: Array) -> Operator:
     def solve(v: Array, c: float | Array, d: float | Array) -> Array:
         return filtered(v, reciprocal(c * jnp.square(jnp.abs(transfer(v))) + d))
 
+    def inverse(v: Array) -> Array:
+        return filtered(v, reciprocal(transfer(v)))
+
     return Operator(
         lambda x: filtered(x, transfer(x)),
         lambda v: filtered(v, jnp.conj(transfer(v))),
         solve,
         lambda f, x: filtered(x, f(jnp.abs(transfer(x)))),
+        inverse=inverse,
     )
