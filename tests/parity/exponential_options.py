@@ -19,6 +19,11 @@ SPACINGS = [
 ]  # fmt: skip
 LIMITS = [{}, {}, {}, {"thresholding": True, "sample_max_value": 1.3, "dynamic_thresholding_ratio": 0.8}]
 LEAST = [{}, {}, {"lambda_min_clipped": -5.1}]
+# Fields that some classes have, of which the others read the ends of curves alone.
+OTHERS = [
+    LEAST, [{}, {}, {"sigma_min": 0.05, "sigma_max": 10.0}],
+    [{}, {}, {"variance_type": "fixed_small"}, {"variance_type": "fixed_large"}],
+]  # fmt: skip
 
 
 def field(name, *values):
@@ -28,32 +33,33 @@ def field(name, *values):
 PREDICTIONS = field("prediction_type", "epsilon", "v_prediction", "sample", "flow_prediction")
 LOWER = field("lower_order_final", True, False)
 ENDS = field("final_sigmas_type", "zero", "sigma_min")
-ALL = [BETAS, PREDICTIONS, LIMITS]
+LU = [{}, {}, {"use_lu_lambdas": True}]
+ALL = [BETAS, PREDICTIONS, LIMITS, *OTHERS]
 DPM = [
-    field("solver_order", 1, 2, 3), field("solver_type", "midpoint", "heun", "logrho"), LOWER, LEAST,
+    field("solver_order", 1, 2, 3), field("solver_type", "midpoint", "heun", "logrho"), LOWER,
     field("algorithm_type", "dpmsolver++", "sde-dpmsolver++", "dpmsolver"),
 ]  # fmt: skip
 OPTIONS = {
     "DPMSolverMultistepScheduler": [
         *ALL, *DPM, [{}, {}, {"algorithm_type": "sde-dpmsolver"}], field("euler_at_final", False, True), ENDS, SPACINGS,
-        [*CURVES, *SHIFTED, {"use_lu_lambdas": True}], [{}, {}, {"rescale_betas_zero_snr": True}],
+        [*CURVES, *SHIFTED, LU[-1]], [{}, {}, {"rescale_betas_zero_snr": True}],
     ],
-    "DPMSolverSinglestepScheduler": [*ALL, *DPM, ENDS, [*CURVES, *SHIFTED]],
+    "DPMSolverSinglestepScheduler": [*ALL, *DPM, LU, ENDS, [*CURVES, *SHIFTED]],
     "DPMSolverMultistepInverseScheduler": [
-        *ALL, *DPM, [{}, {}, {"algorithm_type": "sde-dpmsolver"}], field("euler_at_final", False, True), SPACINGS,
+        *ALL, *DPM, LU, [{}, {}, {"algorithm_type": "sde-dpmsolver"}], field("euler_at_final", False, True), SPACINGS,
         [*CURVES, *FLOW],
     ],
-    "DEISMultistepScheduler": [*ALL, field("solver_order", 1, 2, 3), LOWER, SPACINGS, [*CURVES, *SHIFTED]],
+    "DEISMultistepScheduler": [*ALL, LU, field("solver_order", 1, 2, 3), LOWER, SPACINGS, [*CURVES, *SHIFTED]],
     "UniPCMultistepScheduler": [
-        *ALL, field("solver_order", 1, 2, 3, 4), field("solver_type", "bh2", "bh1", "midpoint"), LOWER, ENDS, SPACINGS,
-        field("predict_x0", True, True, False), field("disable_corrector", [], [], [0], [1, 3]),
+        *ALL, LU, field("solver_order", 1, 2, 3, 4), field("solver_type", "bh2", "bh1", "midpoint"), LOWER, ENDS,
+        SPACINGS, field("predict_x0", True, True, False), field("disable_corrector", [], [], [0], [1, 3]),
         [*CURVES, *SHIFTED, DYNAMIC | {"time_shift_type": "linear"}, {"use_dynamic_shifting": True},
          {"use_flow_sigmas": True, "use_karras_sigmas": True},
          {"use_flow_sigmas": True, "shift_terminal": 0.1}],
-        [{}, {}, {"rescale_betas_zero_snr": True}], [{}, {}, {"sigma_min": 0.05, "sigma_max": 20.0}],
+        [{}, {}, {"rescale_betas_zero_snr": True}],
     ],
     "SASolverScheduler": [
-        *ALL, field("predictor_order", 1, 2, 3, 4), field("corrector_order", 1, 2, 3, 4), LOWER, LEAST, SPACINGS,
+        *ALL, LU, field("predictor_order", 1, 2, 3, 4), field("corrector_order", 1, 2, 3, 4), LOWER, SPACINGS,
         field("algorithm_type", "data_prediction", "noise_prediction"), [*CURVES, *FLOW],
     ],
     "EDMDPMSolverMultistepScheduler": [
@@ -87,7 +93,8 @@ def _rests(kind, config):
     if config.get("final_sigmas_type", "sigma_min") == "zero":
         return False
     repeats = kind[:3] in ("DEI", "SAS", "Uni") or "Inverse" in kind
-    return kind[:3] == "EDM" or _is(config, *CURVED) or (repeats and _is(config, "use_flow_sigmas"))
+    rises = "Inverse" in kind and config.get("timestep_spacing") == "trailing"  # up to the last of the table
+    return kind[:3] == "EDM" or _is(config, *CURVED) or (repeats and _is(config, "use_flow_sigmas")) or rises
 
 
 CURVED = [f"use_{name}" for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")]

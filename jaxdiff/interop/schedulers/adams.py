@@ -88,7 +88,7 @@ def unipc(c: Fields, tokens: int | None) -> Scheduler:
 
 def _unipc_lists(c: Fields, table: Discrete, tokens: int | None) -> Lists:
     """Return lists as by `tabled`, except for a flow's times and curves, and the ends of curves."""
-    high, low = c.get("sigma_max", None), c.get("sigma_min", None)
+    high, low, times = c.get("sigma_max", None), c.get("sigma_min", None), c.get("num_train_timesteps", 1000)
     dynamic = c.get("use_dynamic_shifting", False)
     shift = dynamic_shift(c, tokens, "exponential", "linear") if dynamic else c.get("flow_shift", 1.0)
     flow, schedule_type, terminal = (
@@ -106,19 +106,19 @@ def _unipc_lists(c: Fields, table: Discrete, tokens: int | None) -> Lists:
             return plain(n)
         check(n, table.T)
         if not schedule_type:
-            s = np.linspace(1, 1 / table.T, n + 1)[:-1]
+            s = np.linspace(1, 1 / times, n + 1)[:-1]
             # Rounding as in the reference: at the first level alpha is 1e-6, and 1 - s loses its last digits.
             s = shift / (shift + (1 / s - 1)) if dynamic else shifted(s, shift)
             s = 1 - (1 - s) / ((1 - s[-1]) / (1 - terminal)) if terminal else s
             s[0] -= 1e-6 * (abs(s[0] - 1) < 1e-6)  # the reference avoids pure noise
-            t = s * table.T
+            t = s * times
         else:
             s = sigma_schedule(schedule_type, n, high, low)
             t = time_of(table, s)
             t = np.round(t) if schedule_type == "karras" else t
             if flow and schedule_type == "karras":
                 s = s / (s + 1)
-                t = s * table.T
+                t = s * times
         return np.floor(t), np.append(s, 0.0 if end == "zero" else s[-1])
 
     return list_of
@@ -130,7 +130,7 @@ def sa_solver(c: Fields) -> Scheduler:
     of_noise = c.expect("algorithm_type", "data_prediction", "noise_prediction") == "noise_prediction"
     order, corrector = order_of(c, "predictor_order", 2, 4), order_of(c, "corrector_order", 2, 4)
     lower, table = c.get("lower_order_final", True), config.table(c)
-    lists, flow = tabled(c, table, ends=False, repeats=True), c.get("use_flow_sigmas", False)
+    lists, flow = tabled(c, table, ends=False, repeats=True, clipped=True), c.get("use_flow_sigmas", False)
     integral = rule("exact" if of_noise else "half")
 
     def solver(points: Points) -> Solver:

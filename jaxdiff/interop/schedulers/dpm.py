@@ -27,7 +27,7 @@ def dpm_multistep(c: Fields, tokens: int | None) -> Scheduler:
     algorithm, table = _algorithm(c, *ALGORITHMS), config.rescaled(c, config.table(c), LAST)
     rounded = () if c.get("beta_schedule", "linear") == "squaredcos_cap_v2" else ("karras", "lu")
     solver = _multistep(c, algorithm, no_third=("sde-dpmsolver",))
-    lists = tabled(c, table, rounded=rounded, tokens=tokens)
+    lists = tabled(c, table, clipped=True, lu=True, rounded=rounded, tokens=tokens)
     return build(c, table, lists, solver, of_noise="++" not in algorithm)
 
 
@@ -35,7 +35,7 @@ def dpm_inverse(c: Fields) -> Scheduler:
     """DPMSolverMultistepInverseScheduler, whose grids go from the table's first level to its last."""
     algorithm, table = _algorithm(c, *ALGORITHMS, clean=False), config.table(c)
     solver = _multistep(c, algorithm, no_third=("sde-dpmsolver", "sde-dpmsolver++"), clean=False)
-    lists = tabled(c, table, ends=False, repeats=True, rises=True)
+    lists = tabled(c, table, ends=False, repeats=True, rises=True, clipped=True)
     return build(c, table, lists, solver, of_noise="++" not in algorithm)
 
 
@@ -122,7 +122,7 @@ def dpm_singlestep(c: Fields, tokens: int | None) -> Scheduler:
     """DPMSolverSinglestepScheduler, whose steps restart with every run of orders 1, 2, (3)."""
     algorithm, table = _algorithm(c, "dpmsolver++", "dpmsolver", "sde-dpmsolver++"), config.table(c)
     of_noise = "++" not in algorithm
-    lists = tabled(c, table, spaced=False, tokens=tokens)
+    lists = tabled(c, table, spaced=False, clipped=True, tokens=tokens)
     return build(c, table, lists, _singlestep(c, algorithm), of_noise=of_noise)
 
 

@@ -26,7 +26,7 @@ Lists = Callable[[int], tuple[np.ndarray, np.ndarray]]  # N -> (times [N], s [N 
 
 def tabled(
     c: Fields, table: Discrete, *, spaced: bool = True, ends: bool = True, repeats: bool = False, rises: bool = False,
-    rounded: tuple[str, ...] = ("karras",), tokens: int | None = None,
+    clipped: bool = False, lu: bool = False, rounded: tuple[str, ...] = ("karras",), tokens: int | None = None,
 ) -> Lists:  # fmt: skip
     """Return the list of a scheduler with a table: times, counted from 0, and s, sigma of a flow or else sigma / alpha.
 
@@ -38,29 +38,33 @@ def tabled(
         repeats: whether a curve or a flow that does not end at clean data repeats its last level, instead of ending at
             the table's first level.
         rises: whether lists go from the table's first level to its last.
+        clipped: whether the class reads `lambda_min_clipped`.
+        lu: whether the class reads `use_lu_lambdas`.
         rounded: the curves whose times are rounded; others are rounded down.
         tokens: see `flow_shift`.
     """
     end = c.expect("final_sigmas_type", "zero", "sigma_min") if ends else "sigma_min"
     spacing, offset = config.spacing(c, "linspace") if spaced else ("linspace", 0)
     flow, shift, schedule_type = c.get("use_flow_sigmas", False), flow_shift(c, tokens), config.schedule_type(c)
-    least, s_of = c.get("lambda_min_clipped", -np.inf), ratio(table)
+    least, s_of = c.get("lambda_min_clipped", -np.inf) if clipped else -np.inf, ratio(table)
     last = int(np.sum(-np.log(s_of) >= least))
-    if schedule_type != "karras" and c.get("use_lu_lambdas", False):
+    begin, stop, final = (s_of[0], s_of[-1], s_of[last - 1]) if rises else (s_of[-1], s_of[0], s_of[0])
+    if lu and schedule_type != "karras" and c.get("use_lu_lambdas", False):
         schedule_type = "lu"
-    first, final = (s_of[0], s_of[last - 1]) if rises else (s_of[-1], s_of[0])
+    elif schedule_type:  # fields of other classes, which a curve reads all the same
+        high, low = c.get("sigma_max", None), c.get("sigma_min", None)
+        begin, stop = begin if high is None else high, stop if low is None else low
+    times = c.get("num_train_timesteps", 1000)  # of a flow, whatever the table's number
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
         check(n, table.T)
         if schedule_type:  # in s = exp(-lam), Lu et al.'s curve is the exponential one
-            s = sigma_schedule(
-                "exponential" if schedule_type == "lu" else schedule_type, n, first, s_of[-1] if rises else s_of[0]
-            )
+            s = sigma_schedule("exponential" if schedule_type == "lu" else schedule_type, n, begin, stop)
             t = time_of(table, s)
             t = np.round(t) if schedule_type in rounded else t
         elif flow:
-            s = shifted(1 - np.linspace(1, 1 / table.T, n + 1), shift)[:0:-1]
-            t = s * table.T
+            s = shifted(1 - np.linspace(1, 1 / times, n + 1), shift)[:0:-1]
+            t = s * times
         else:
             t = inner_times(table.T, n, spacing, offset, last, rises=rises)
             s = np.interp(t, np.arange(table.T), s_of)
@@ -130,7 +134,6 @@ def build(
         of_noise: whether the solver combines predictions of eps, not of x_0.
         clip: replaces the config's thresholding; `identity` for none.
     """
-    c.expect("variance_type", None, "learned", "learned_range")  # the network's variance is not used
     flow = c.get("use_flow_sigmas", False)
     points = lambda n: points_of(table, flow, *list_of(n))  # noqa: E731
     return config.build(
