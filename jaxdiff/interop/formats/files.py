@@ -153,6 +153,7 @@ def find_weights(directory: Path, class_weights: str | None = None, variant: str
         fault = f"no {asked[0]}.safetensors" if variant else "several weights"
         fault += f", but no {class_weights}.safetensors" if class_weights and not variant else ""
         remedy = "the path of one" + (" or its variant" if variants else "")
+        remedy += f", or name one {class_weights}.safetensors" if class_weights else ""  # in a pipeline's folder
         raise ValueError(f"{directory} holds {fault}: {listed(path.name for path in files.values())}; give {remedy}")
     return matches[0]
 
