@@ -71,9 +71,10 @@ def measured(folder: Path) -> list[str]:
 
     cases = [("whole network", STEPS, plain(model.apply, STEPS))]
     cases += [("fewer steps", n, plain(model.apply, n)) for n in (STEPS // 2, STEPS // 4)]
-    alone = any(name.startswith("up_blocks.") for name in params)  # not beside a text encoder's
-    for kept in range(1, len(getattr(model.network, "widths", ())) if alone else 1):
-        name = last_layer(params, f"up_blocks.{len(model.network.widths) - 1 - kept}")
+    # A network beside a text encoder has its layers a level deeper.
+    levels = len(getattr(model.network, "widths", ())) if "network" not in params else 0
+    for kept in range(1, levels):
+        name = last_layer(params, f"up_blocks.{levels - 1 - kept}")
         cases += [(f"`{name}` once in {k} steps", STEPS, cached(name, k)) for k in (2, 3, 5)]
     if isinstance(model.network, networks.DiT):
         cases += [(f"change of all `blocks` once in {k} steps", STEPS, cached("blocks", k, True)) for k in (2, 3, 5)]

@@ -44,6 +44,11 @@ def scale_at(scale: Scale, x: Array, level: Level) -> Array:
 def per_example(name: str, value: float | Array, x: Array) -> Array:
     """A number, or one of each example, in the dtype of x, with axes appended until it broadcasts against x.
 
+    Args:
+        name: what it is called in the message.
+        value: a number or [B].
+        x: [B, ...].
+
     Raises:
         ValueError: a shape other than () and [B].
     """

@@ -46,8 +46,8 @@ def red_diff(
         scale: the paper's lambda; may be traced.
 
     Returns:
-        the loss (mu [B, ...], key, batch) -> (mean over the examples, metrics "misfit" and "prior", the two terms); of
-        the batch nothing is used, it may be {}.
+        the loss (mu [B, ...], key, batch) -> (mean over the examples, metrics "misfit" and "prior", the two terms);
+        the key may be [B] keys; of the batch nothing is used, it may be {}.
 
     Raises:
         ValueError: std <= 0, y as for `tmpd`, or not a function.

@@ -118,7 +118,7 @@ def test_the_variance_of_dps_is_that_of_its_closed_form():
 
 GRID = Level(*(jnp.array(field, jnp.float32) for field in ((1, 0.6, 0.3, 0), (0, 0.4, 0.7, 1), (1, 0.6, 0.3, 0))))
 
-# Operators with singular values from 1 down to 2e-7, and to 1e-4.
+# Operators whose singular values fall from 1 to 2e-7, and to 1e-4.
 _bell = np.exp(-np.square(np.arange(-4, 5)) / 4.5)
 BELL = jnp.asarray(np.outer(_bell, _bell) / _bell.sum() ** 2, jnp.float32)
 _left, _right = (np.linalg.qr(np.random.default_rng(0).normal(size=(n, 20)))[0] for n in (20, 256))

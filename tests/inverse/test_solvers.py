@@ -106,6 +106,9 @@ def test_a_replaced_step_sets_what_is_measured_and_leaves_the_rest():
     of = lambda solver: solver.step(rational, KEY, x, (), cur, nxt)[0]  # noqa: E731
     for without in (inverse.replace(solvers.ddim(1.0), *nothing), inverse.mcg(solvers.ddim(1.0), *nothing, 0.0)):
         np.testing.assert_array_equal(of(without), of(solvers.ddim(1.0)))
+    # What is put back has other noise than the step.
+    put = (of(inverse.replace(solvers.ddim(1.0), operators.mask(known), y)) - nxt.alpha * y)[:, ::2]
+    assert abs(np.corrcoef(put[:, 0], jd.noise.normal_like(KEY, x)[:, 0])[0, 1]) < 4 / 141
 
     plain, replaced, end = run(x)
     np.testing.assert_allclose(replaced[:, 1::2], plain[:, 1::2], atol=1e-6)

@@ -12,7 +12,7 @@ from jaxdiff.interop.schedulers.dpm import falling_order, order_of
 from jaxdiff.interop.schedulers.exponential import Lists, build, tabled
 from jaxdiff.interop.schedulers.flow import dynamic_shift
 from jaxdiff.interop.schedulers.multistep import Points, Step, multistep
-from jaxdiff.interop.schedulers.timesteps import check, ratio, shifted, sigma_schedule, time_of
+from jaxdiff.interop.schedulers.timesteps import check, shifted
 from jaxdiff.parameterize import Denoiser
 from jaxdiff.processes import Discrete
 from jaxdiff.sampling import identity
@@ -87,9 +87,8 @@ def unipc(c: Fields, tokens: int | None) -> Scheduler:
 
 
 def _unipc_lists(c: Fields, table: Discrete, tokens: int | None) -> Lists:
-    """Return lists as by `tabled`, except for a flow's times and curves, and the ends of curves."""
-    high, low, times = c.get("sigma_max", None), c.get("sigma_min", None), c.get("num_train_timesteps", 1000)
-    dynamic = c.get("use_dynamic_shifting", False)
+    """Return lists as by `tabled`, except for a flow's times and Karras' curve of a flow."""
+    dynamic, times = c.get("use_dynamic_shifting", False), c.get("num_train_timesteps", 1000)
     shift = dynamic_shift(c, tokens, "exponential", "linear") if dynamic else c.get("flow_shift", 1.0)
     flow, schedule_type, terminal = (
         c.get("use_flow_sigmas", False),
@@ -99,27 +98,21 @@ def _unipc_lists(c: Fields, table: Discrete, tokens: int | None) -> Lists:
     if terminal is not None and not flow:
         raise ValueError("shift_terminal is of use_flow_sigmas")
     plain, end = tabled(c, table, repeats=True), c.get("final_sigmas_type", "zero")
-    high, low = (ratio(table)[-1] if high is None else high), (ratio(table)[0] if low is None else low)
 
     def list_of(n: int) -> tuple[np.ndarray, np.ndarray]:
-        if not schedule_type and not flow:
-            return plain(n)
-        check(n, table.T)
-        if not schedule_type:
-            s = np.linspace(1, 1 / times, n + 1)[:-1]
-            # Rounding as in the reference: at the first level alpha is 1e-6, and 1 - s loses its last digits.
-            s = shift / (shift + (1 / s - 1)) if dynamic else shifted(s, shift)
-            s = 1 - (1 - s) / ((1 - s[-1]) / (1 - terminal)) if terminal else s
-            s[0] -= 1e-6 * (abs(s[0] - 1) < 1e-6)  # the reference avoids pure noise
-            t = s * times
-        else:
-            s = sigma_schedule(schedule_type, n, high, low)
-            t = time_of(table, s)
-            t = np.round(t) if schedule_type == "karras" else t
+        if schedule_type or not flow:
+            t, s = plain(n)
             if flow and schedule_type == "karras":
                 s = s / (s + 1)
-                t = s * times
-        return np.floor(t), np.append(s, 0.0 if end == "zero" else s[-1])
+                t = np.floor(s[:-1] * times)
+            return t, s
+        check(n, table.T)
+        s = np.linspace(1, 1 / times, n + 1)[:-1]
+        # Rounding as in the reference: at the first level alpha is 1e-6, and 1 - s loses its last digits.
+        s = shift / (shift + (1 / s - 1)) if dynamic else shifted(s, shift)
+        s = 1 - (1 - s) / ((1 - s[-1]) / (1 - terminal)) if terminal else s
+        s[0] -= 1e-6 * (abs(s[0] - 1) < 1e-6)  # the reference avoids pure noise
+        return np.floor(s * times), np.append(s, 0.0 if end == "zero" else s[-1])
 
     return list_of
 

@@ -97,7 +97,10 @@ def blur(kernel: Array) -> Operator:
         if h > x.shape[1] or w > x.shape[2]:
             raise ValueError(f"a kernel of {h} x {w} is larger than a picture of {x.shape[1]} x {x.shape[2]}")
         padded = jnp.pad(kernel.astype(x.dtype), ((0, x.shape[1] - h), (0, x.shape[2] - w)))
-        return jnp.fft.rfft2(jnp.roll(padded, (-(h // 2), -(w // 2)), (0, 1)))[None, :, :, None]
+        k = jnp.fft.rfft2(jnp.roll(padded, (-(h // 2), -(w // 2)), (0, 1)))[None, :, :, None]
+        # What rounding leaves of a singular value 0 is none, as in `matrix`.
+        least = jnp.max(jnp.abs(k)) * (max(x.shape[1:3]) * jnp.finfo(x.dtype).eps)
+        return jnp.where(jnp.abs(k) > least, k, 0)
 
     def filtered(x: Array, factor: Array) -> Array:
         z = times(factor, jnp.fft.rfft2(x, axes=(1, 2)))
