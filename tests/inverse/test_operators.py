@@ -31,7 +31,7 @@ with jax.enable_x64(True):
         "mask": (operators.mask(binary(3, 4, 1)), (3, 4, 2)),
         "average": (operators.average(2), (4, 6, 2)),
         "blur": (operators.blur(normal(3, 5)), (5, 6, 1)),
-        "blur, of which frequencies are lost": (operators.blur(jnp.ones((3, 3)) / 9), (6, 9, 1)),
+        "blur, of which frequencies are lost": (operators.blur(jnp.ones((3, 3)) / 9), (15, 4, 1)),
         "fourier": (operators.fourier(binary(5, 4)), (5, 4, 2)),
         "fourier real": (operators.fourier(binary(5, 4), real=True), (5, 4, 1)),
         "fourier coils": (operators.fourier(binary(4, 3), complex_normal(3, 4, 3)), (4, 3, 2)),
