@@ -76,15 +76,19 @@ class Display:
         if jax.process_index() == 0:
             self._bar.write(message, file=sys.stderr)
 
+    def due(self, most: int) -> bool:
+        """Whether to `flush`: more than `most` dispatches are queued, or the last bundle is older than `PERIOD`."""
+        return len(self._pending) > most or time.perf_counter() - self._reported >= PERIOD
+
     def push(self, done: int, metrics: Any, size: int) -> None:
         """Queue the metrics, possibly not yet computed, of the steps up to `done` on `size` examples."""
         self._pending.append((done, metrics, size))
 
     def flush(self, ahead: int) -> bool:
-        """Wait until at most `ahead` dispatches are running.
+        """Wait until at most `ahead` dispatches are running, and take all that have finished.
 
-        The finished ones are shown and logged if the last bundle is older than `PERIOD`, if an update was skipped, or
-        if `ahead` is 0.
+        They are shown and logged if the last bundle is older than `PERIOD`, if an update was skipped, or if `ahead` is
+        0.
 
         Returns:
             whether any has finished.
@@ -92,10 +96,11 @@ class Display:
         Raises:
             NotFinite: too many consecutive updates were skipped.
         """
-        finished = len(self._pending) > ahead
-        while len(self._pending) > ahead:
+        finished = False
+        while len(self._pending) > ahead or (self._pending and self._pending[0][1]["skipped"].is_ready()):
             done, metrics, size = self._pending.popleft()
-            skipped = np.asarray(metrics["skipped"]).any()  # waits for the dispatch
+            finished = True
+            skipped = np.count_nonzero(metrics["skipped"])  # waits for the dispatch
             self._finished.append(_Finished(done, metrics, size, time.perf_counter()))
             if skipped:
                 self._report()

@@ -36,7 +36,7 @@ class Goodput:
         self._seconds = dict.fromkeys(LOSSES, 0.0)
         self._written = float("-inf")
         self._run: dict[str, int] = {}
-        self._step = float("inf")
+        self.step_seconds = float("inf")  # of the shortest step that was waited for
 
     def begin(self, start: int, steps: int) -> None:
         """Begin training.
@@ -70,11 +70,11 @@ class Goodput:
             yield
         finally:
             if idle():
-                self._seconds["data"] += max(0.0, time.monotonic() - since - (self._step if busy else 0.0))
+                self._seconds["data"] += max(0.0, time.monotonic() - since - (self.step_seconds if busy else 0.0))
 
     def took(self, seconds: float) -> None:
         """Report the duration of a step that was waited for; the shortest one counts."""
-        self._step = min(self._step, seconds)
+        self.step_seconds = min(self.step_seconds, seconds)
 
     def record(self, step: int, skipped: int, *, now: bool = False) -> None:
         """Write a record if the last one is older than `PERIOD`, or `now`."""

@@ -29,6 +29,8 @@ from jaxdiff.train.watchdog import Watchdog
 SLOW_FACTOR = 10
 # Number of initial dispatches that are waited for one by one, to measure the duration of a step.
 PROBES = 4
+# Short steps are waited for several at a time, since each waiting wakes this thread: as many as take this many seconds.
+QUEUED, MOST_QUEUED = 0.04, 8
 
 Look = Callable[[TrainState], None]
 
@@ -147,7 +149,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.start, self.skipped, self.stopping = self.done, int(self.state.skipped), False
         # On simulated devices, steps in flight can deadlock in their collectives; real devices queue them.
-        self.ahead = 0 if self.mesh.size > 1 and self.mesh.devices.flat[0].platform == "cpu" else 1
+        self.queues = self.mesh.size == 1 or self.mesh.devices.flat[0].platform != "cpu"
 
     def train(self) -> None:
         self.goodput.begin(self.start, self.steps)
@@ -231,7 +233,9 @@ class _Run:
         saving = self.keeper.due(self.done) or last
         preview, snapshot = (look if look.due(self.done, self.steps) else None for look in self.looks)
         rare = saving or preview is not None or snapshot is not None
-        self.flush(0 if rare else self.ahead)
+        most = max(1, min(int(QUEUED / self.goodput.step_seconds), MOST_QUEUED)) if self.queues else 0
+        if rare or self.display.due(most):
+            self.flush(0 if rare else (most + 1) // 2)
         if rare:
             self.watchdog.beat(SLOW_FACTOR)
         if saving:

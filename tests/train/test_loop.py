@@ -9,12 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import toy
 
 from jaxdiff import signals, train
-from jaxdiff.train import display
+from jaxdiff.train import display, loop
 
 
 def fit(steps=6, where="one", start=None, **arguments):
@@ -39,16 +40,59 @@ def test_equals_calling_the_step(where):
     assert toy.same(state, expected)
 
 
+class Running:
+    """Of a dispatch that is not known to have finished until it is waited for."""
+
+    is_ready = staticmethod(lambda: False)
+    __array__ = lambda *_, **__: np.zeros((), np.int32)  # noqa: E731
+
+
+def metrics_of(skipped):
+    return {"loss": np.float32(1), "skipped": skipped, "grad_norm": np.float32(1)}
+
+
 def test_steps_that_are_seen_at_one_moment_share_its_rate(monkeypatch):
     """The last two dispatches are waited for together; the second is then there at once."""
     clock, records = iter((10.0, 10.0, 12.0, 12.001)), []
     monkeypatch.setattr(display, "time", SimpleNamespace(perf_counter=lambda: next(clock, 12.001)))
     with display.Display(0, 3, records.append, 10) as shown:
         for step, ahead in (1, 0), (2, 2), (3, 0):
-            shown.push(step, {"loss": np.float32(1), "skipped": np.int32(0), "grad_norm": np.float32(1)}, 8)
+            shown.push(step, metrics_of(Running()), 8)
             shown.flush(ahead)
     assert [record["step"] for record in records] == [1, 2, 3]
     np.testing.assert_allclose([record["images_per_s"] for record in records[1:]], 16 / 2.001)
+
+
+def test_steps_that_have_finished_are_not_left_waiting(monkeypatch):
+    now, records = [10.0], []
+    monkeypatch.setattr(display, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    with display.Display(0, 9, records.append, 10) as shown:
+        shown.push(1, metrics_of(np.int32(0)), 8)
+        assert shown.flush(0)
+        for step in 2, 3:
+            shown.push(step, metrics_of(jnp.int32(0)), 8)
+        shown.push(4, metrics_of(Running()), 8)
+        assert not shown.due(3) and shown.due(2)
+        now[0] += 2 * display.PERIOD
+        assert shown.due(3)
+        assert shown.flush(3)
+        assert [record["step"] for record in records] == [1, 2, 3]
+        assert not shown.flush(3)
+
+
+def test_short_steps_are_waited_for_several_at_a_time(monkeypatch):
+    """At most eight are in the queue; what is logged is the same."""
+    waits, flush = [], display.Display.flush
+    monkeypatch.setattr(loop, "QUEUED", 1e9)
+    monkeypatch.setattr(display, "PERIOD", 1e9)
+    monkeypatch.setattr(display.Display, "flush", lambda self, ahead: waits.append(ahead) or flush(self, ahead))
+    state, records = fit(24)
+    assert waits[:4] == [0] * 4 and len(waits) <= 4 + 20 / 5 + 1
+    assert [record["step"] for record in records] == [*range(1, 25)]
+    monkeypatch.setattr(loop, "QUEUED", 0.0)
+    again, expected = fit(24)
+    assert toy.same(state, again)
+    assert [record["loss"] for record in records] == [record["loss"] for record in expected]
 
 
 def test_shows_compilation_then_progress(capfd):
