@@ -63,14 +63,14 @@ class Bench:
     def __init__(self, folder: Path, parts: dict[str, Path], emoji: Path | None, num: int):
         self.folder, self.emoji, self.priors, self.decoder = folder, emoji, parts, parts["decoder"]
         self.embedder = unclip.load_embedder(parts["image_text"])
-        self.pairs = data.pairs_of(data.Compositions(core=True), num)
+        self.pairs = data.pairs_of(data.Compositions(subset="core"), num)
         self.pictures = self.pairs.read(np.arange(num))
         self.judge = self._judge()
 
     def _judge(self) -> Retriever:
         path = self.folder / "judge.npz"
         if not path.exists():
-            save_retriever(path, fit_retriever(core=True, progress=True))
+            save_retriever(path, fit_retriever(subset="core", progress=True))
         return load_retriever(path)
 
     @functools.cache  # noqa: B019

@@ -123,7 +123,7 @@ def picture_medium(pictures: data.Dataset, source: str) -> Medium:
         source: its name.
     """
     if isinstance(pictures, data.Compositions):
-        return media.compositions(core=pictures.core)
+        return media.compositions(subset=pictures.subset)
     if getattr(pictures, "captions", None):
         features = image_features if is_installed() else None
         return media.captioned(pictures, features=features, missing=INSTALL)

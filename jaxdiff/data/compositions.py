@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff.data.objects import COLOURS, COUNTS, PLACES, SIZES, is_core, objects
+from jaxdiff.data.objects import COLOURS, COUNTS, PLACES, SIZES, SUBSETS, is_among, objects
 from jaxdiff.data.render import render
 from jaxdiff.data.twemoji import TONES, load_twemoji
 from jaxdiff.schema import integer
@@ -92,12 +92,12 @@ class Compositions:
     Attributes:
         seed: a non-negative integer.
         share: of compositions; the others are plain pictures.
-        core: animals, food, hearts, shapes and faces alone, 423 pictures.
+        subset: "all"; "core", animals, food, hearts, shapes and faces alone, 420 pictures; or "few", 66 of these.
     """
 
     seed: int = 0
     share: float = 0.5
-    core: bool = False
+    subset: str = "all"
 
     shape = (32, 32, 3)
     num_classes = 0
@@ -106,39 +106,41 @@ class Compositions:
     @property
     def captions(self) -> tuple[tuple[str, ...], ...]:
         """Texts with every word of its captions, of which there are too many to list."""
-        return tuple((text,) for text in texts(self.core))
+        return tuple((text,) for text in texts(self.subset))
 
     def __post_init__(self) -> None:
         integer("seed", self.seed, 0)
         if not 0 <= self.share <= 1:
             raise ValueError(f"share must be between 0 and 1, got {self.share}")
+        if self.subset not in SUBSETS:
+            raise ValueError(f"subset must be one of {', '.join(SUBSETS)}, got {self.subset!r}")
 
     @property
     def previews(self) -> tuple[Preview, ...]:
         """See `previews`."""
-        return previews()
+        return previews(self.subset)
 
     def __len__(self) -> int:
         return LENGTH
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, inside = divmod(integer("index", index, 0, LENGTH - 1), BLOCK)
-        drawn, lanes = _block(self.seed, number, self.core)
+        drawn, lanes = _block(self.seed, number, self.subset)
         mix, picture, text = lanes[:, inside].tolist()
         if mix < self.share * 2**32:
             composition = select(drawn, inside)
             return {"x": render(composition), "captions": (caption(composition),)}
-        pictures = plain(self.core)
+        pictures = plain(self.subset)
         chosen, captions = pictures[picture * len(pictures) >> 32]
         return {"x": load_twemoji().x[chosen], "captions": (captions[text * len(captions) >> 32],)}
 
 
 @functools.cache
-def plain(core: bool = False) -> tuple[tuple[int, tuple[str, ...]], ...]:
+def plain(subset: str = "all") -> tuple[tuple[int, tuple[str, ...]], ...]:
     """The plain pictures of training and their captions, without those that are held-out combinations.
 
     Args:
-        core: faces, animals, food, hearts and shapes alone.
+        subset: see `Compositions`.
 
     Returns:
         pairs of an index of `load_twemoji` and of captions, at least one.
@@ -148,12 +150,12 @@ def plain(core: bool = False) -> tuple[tuple[int, tuple[str, ...]], ...]:
     kept = (
         (i, tuple(text for text in texts if text not in held_out))
         for i, texts in enumerate(drawn.captions)
-        if not core or is_core(drawn.subcategory[i])
+        if is_among(subset, drawn.subcategory[i], texts)
     )
     return tuple((i, texts) for i, texts in kept if texts)
 
 
-def draw(seed: int, start: int = 0, count: int = 1, *, held_out: bool = False, core: bool = False) -> Composition:
+def draw(seed: int, start: int = 0, count: int = 1, *, held_out: bool = False, subset: str = "all") -> Composition:
     """Draw compositions number start..start + count - 1.
 
     Args:
@@ -161,12 +163,12 @@ def draw(seed: int, start: int = 0, count: int = 1, *, held_out: bool = False, c
         start: number of the first composition; each is a function of (seed, number).
         count: number of compositions.
         held_out: draw those of the test, each with a held-out pair; otherwise those of training, without any.
-        core: of animals, food, hearts and shapes alone, and without persons.
+        subset: see `Compositions`; of "core" and "few" none is a person.
 
     Returns:
         the compositions, int64 [count].
     """
-    return _draw(_lanes(seed, start, count), held_out, core)
+    return _draw(_lanes(seed, start, count), held_out, subset)
 
 
 def select(compositions: Composition, index: Any) -> Composition:
@@ -212,17 +214,17 @@ def caption(c: Composition) -> str:
     return text + (f" on {_with_article(COLOURS[c.background])} background" if c.background >= 0 else "")
 
 
-def texts(core: bool = False) -> list[str]:
+def texts(subset: str = "all") -> list[str]:
     """Texts that hold every word of training's captions.
 
     Args:
-        core: see `Compositions`.
+        subset: see `Compositions`.
     """
     table = objects()
-    names = [table.names[i] for i in (table.core if core else range(len(table.names)))]
+    names = [table.names[i] for i in (range(len(table.names)) if subset == "all" else table.subsets[subset])]
     words = ["a an and on the background mirrored", *COUNTS.values(), *SIZES, *COLOURS, *PLACES]
-    words += [] if core else ["skin tone", *TONES]
-    return [*(text for _, each in plain(core) for text in each), *names, *map(plural, names), *words]
+    words += [] if subset != "all" else ["skin tone", *TONES]
+    return [*(text for _, each in plain(subset) for text in each), *names, *map(plural, names), *words]
 
 
 def plural(name: str) -> str:
@@ -234,11 +236,11 @@ def plural(name: str) -> str:
     return name + ("es" if name.endswith(("s", "x", "z", "ch", "sh")) else "s")
 
 
-def previews() -> tuple[Preview, ...]:
+def previews(subset: str = "all") -> tuple[Preview, ...]:
     """Twenty captions for previews, the same in every run: five names, ten compositions, five held-out ones."""
     out = [Preview(name, False, None) for name in PLAIN]
     for held_out, counts in enumerate(PREVIEWS):
-        drawn = draw(held_out, count=1000, held_out=bool(held_out), core=True)
+        drawn = draw(held_out, count=1000, held_out=bool(held_out), subset="few" if subset == "few" else "core")
         for kind, count in enumerate(counts):
             chosen = np.flatnonzero(drawn.kind == kind)
             _, first = np.unique(drawn.object[chosen], return_index=True)  # no object twice
@@ -271,14 +273,14 @@ def _lanes(seed: int, start: int, count: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=2 * LENGTH // BLOCK)
-def _block(seed: int, number: int, core: bool) -> tuple[Composition, np.ndarray]:
+def _block(seed: int, number: int, subset: str) -> tuple[Composition, np.ndarray]:
     """Compositions of training, and three more random integers below 2^32 of each."""
     lanes = _lanes(seed, number * BLOCK, BLOCK)
-    return _draw(lanes, False, core), lanes[-3:].copy()
+    return _draw(lanes, False, subset), lanes[-3:].copy()
 
 
-def _draw(lanes: np.ndarray, held_out: bool, core: bool) -> Composition:
-    candidates, first, counts = _candidates(core)
+def _draw(lanes: np.ndarray, held_out: bool, subset: str) -> Composition:
+    candidates, first, counts = _candidates(subset)
     among = candidates[: counts[0]]
     lane = iter(lanes)
 
@@ -293,7 +295,7 @@ def _draw(lanes: np.ndarray, held_out: bool, core: bool) -> Composition:
         return (_held(thing, count) + np.where(held, 0, 1 + pick(count - 1))) % count
 
     shares = np.array(HELD_OUT_SHARES if held_out else SHARES)
-    if core:
+    if subset != "all":
         shares[KINDS.index("tone")] = 0
     kind = np.searchsorted(np.cumsum(shares)[:-1] / shares.sum(), next(lane) / 2**32, side="right")
     is_object, is_pair, is_number, is_mirrored, is_tone = (kind == i for i in range(len(KINDS)))
@@ -324,10 +326,10 @@ def _draw(lanes: np.ndarray, held_out: bool, core: bool) -> Composition:
 
 
 @functools.cache
-def _candidates(core: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _candidates(subset: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All things, coloured, countable and asymmetric ones, and persons: concatenated, their begins and lengths."""
     table = objects()
-    among = table.core if core else np.arange(table.things)
+    among = table.subsets[subset]
     groups = [among, *(np.intersect1d(each, among) for each in (table.coloured, table.countable, table.asymmetric))]
     groups.append(np.arange(table.things, len(table.names)))
     counts = np.array([len(group) for group in groups])

@@ -11,7 +11,7 @@ import numpy as np
 from jaxdiff.data.twemoji import load_twemoji
 
 __all__ = [
-    "BACKGROUNDS", "COLOURS", "COUNTS", "PLACES", "SIZES", "Objects", "is_core", "layer", "name_of", "objects",
+    "BACKGROUNDS", "COLOURS", "COUNTS", "PLACES", "SIZES", "SUBSETS", "Objects", "is_among", "layer", "name_of", "objects",
 ]  # fmt: skip
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
@@ -27,11 +27,21 @@ SATURATION, BRIGHTNESS = 0.3, 0.3
 COLOURED, AGREEMENT, VIVID = 0.5, 0.97, (0.45, 0.8)
 # An object has a left and a right if its correlation with its mirror image is lower.
 SYMMETRY = 0.55
+SUBSETS = ("all", "core", "few")
 CORE = r"face-.*|cat-face|monkey-face|animal-.*|food-.*|heart|geometric"
 THINGS = (
     r"plant-.*|drink|transport-(ground|air|water)|clothing|musical-instrument|tool|book-paper|household|game|sport|event"
     r"|sky.*"
 )
+# Objects that everyone knows, of `CORE`, and a few faces.
+FEW = frozenset(
+    """
+    apple banana bear bee bird bread butterfly candy carrot cat cherries chicken circle cookie corn cow crab diamond
+    dog dolphin doughnut duck egg elephant fish flamingo fries frog grapes hamburger heart horse hotdog icecream ladybug
+    lemon mouse octopus owl penguin pig pineapple pizza rabbit shark sheep snail snake square strawberry taco tiger
+    tomato triangle turtle waffle watermelon whale
+    """.split()
+) | {"alien", "cat face", "clown face", "dog face", "ghost", "grinning face", "nerd face", "robot face"}
 FACES = r"face-.*|cat-face|monkey-face|emotion"  # the names of most are no nouns
 PERSONS = r"person|person-role|person-fantasy"
 
@@ -43,7 +53,7 @@ class Objects(NamedTuple):
         names: of the objects, one word each; of persons up to two.
         picture: int [N], indices of `load_twemoji(tones=True)`.
         things: number of objects that are no persons.
-        core: indices of animals, food, hearts and shapes.
+        subsets: of each of `SUBSETS` the indices: of all things; of animals, food, hearts and shapes; of 58 of these.
         coloured: indices of the objects of one colour.
         countable: indices of those whose names have a plural.
         asymmetric: indices of those with a left and a right.
@@ -53,7 +63,7 @@ class Objects(NamedTuple):
     names: tuple[str, ...]
     picture: np.ndarray
     things: int
-    core: np.ndarray
+    subsets: dict[str, np.ndarray]
     coloured: np.ndarray
     countable: np.ndarray
     asymmetric: np.ndarray
@@ -81,7 +91,7 @@ def objects() -> Objects:
         names=names,
         picture=np.array([*chosen, *people]),
         things=len(chosen),
-        core=things[[is_core(drawn.subcategory[i]) for i in chosen]],
+        subsets={name: things[[is_among(name, drawn.subcategory[i], drawn.captions[i]) for i in chosen]] for name in SUBSETS},
         coloured=things[[_hue(i) is not None for i in chosen]],
         countable=things[[not is_plural(names[k]) for k in things]],
         asymmetric=things[[_symmetry(i) < SYMMETRY for i in chosen]],
@@ -99,9 +109,10 @@ def is_plural(name: str) -> bool:
     return name.endswith("s") and not name.endswith(("ss", "us", "is"))
 
 
-def is_core(subcategory: str) -> bool:
-    """Whether a picture is a face, an animal, food, a heart or a shape."""
-    return re.fullmatch(CORE, subcategory) is not None
+def is_among(subset: str, subcategory: str, captions: tuple[str, ...]) -> bool:
+    """Whether a picture, a face or an object, is one of a subset's."""
+    core = re.fullmatch(CORE, subcategory) is not None
+    return {"all": True, "core": core, "few": core and bool(FEW.intersection(captions))}[subset]
 
 
 @functools.lru_cache(maxsize=8192)

@@ -45,7 +45,7 @@ def pairs_of(source: Any, count: int) -> Pairs:
     """
     if isinstance(source, Compositions):
         counts = count - count // 2, count // 2
-        parts = [draw(SEED, count=n, held_out=bool(i), core=source.core) for i, n in enumerate(counts)]
+        parts = [draw(SEED, count=n, held_out=bool(i), subset=source.subset) for i, n in enumerate(counts)]
         drawn = [select(part, i)._replace(article=0) for part in parts for i in range(len(part.kind))]
         read: Callable[[int], np.ndarray] = lambda i: render(drawn[i])  # noqa: E731
         captions, held_out = tuple(map(caption, drawn)), counts[1]

@@ -28,7 +28,7 @@ FASHION_MNIST = (
 )
 FORMS = (
     '"fashion_mnist", "twemoji", "twemoji:tones", "twemoji64:PACKAGE", "openmoji", "noto", "compositions", '
-    '"compositions:core", "tfds:NAME" or "folder:PATH"'
+    '"compositions:core", "compositions:few", "tfds:NAME" or "folder:PATH"'
 )
 
 
@@ -127,10 +127,10 @@ def open_dataset(
         name: "fashion_mnist", the embedded subset (28x28 grey, 10 classes, 10,000 training and 2,000 test
             images); "twemoji", the embedded pictures with names (32x32 RGB, 8 categories), "twemoji:tones", those and
             the ones with skin tones, "twemoji64:PACKAGE", "openmoji" or "noto", the same names drawn in 64x64 from
-            files that are not embedded, see `twemoji.pictures_of`; "compositions" or "compositions:core", twemoji and
-            pictures made of them, with captions, see `Compositions`; "tfds:NAME", any image set of
-            tensorflow-datasets, or "tfds:NAME/CONFIG:1.0.0"; "folder:PATH", images in one subfolder for each class,
-            with labels in the order of the sorted names, or directly in PATH, without labels.
+            files that are not embedded, see `twemoji.pictures_of`; "compositions", "compositions:core" or
+            "compositions:few", twemoji and pictures made of them, with captions, see `Compositions`; "tfds:NAME", any
+            image set of tensorflow-datasets, or "tfds:NAME/CONFIG:1.0.0"; "folder:PATH", images in one subfolder for
+            each class, with labels in the order of the sorted names, or directly in PATH, without labels.
         split: "train", "test", or another split of the set; for "tfds:" also a slice, e.g. "train[:90%]". A folder has
             its subfolders with such names as splits (PATH/train/CLASS/...), otherwise only "train".
         size: resize the shorter side to this many pixels and crop the centre square; None: keep the images, which must
@@ -161,7 +161,7 @@ def open_dataset(
         from jaxdiff.data.tfds import TfdsSource
 
         return TfdsSource(rest, split, data_dir=data_dir, size=size, channels=channels, captions=captions)
-    if name in ("compositions", "compositions:core"):
+    if kind == "compositions":
         return _compositions(name, split, size, channels)
     if name in ("twemoji", "twemoji:tones", "openmoji", "noto") or (kind == "twemoji64" and rest):
         return _twemoji(name, split, size, channels, with_captions=bool(captions))
@@ -243,7 +243,7 @@ def _compositions(name: str, split: str, size: int | None, channels: int | None)
 
     if split != "train" or size not in (None, 32) or channels not in (None, 3):
         raise ValueError(f'{name} has the split "train", the size 32 and 3 channels, got {split!r}, {size}, {channels}')
-    return Compositions(core=name.endswith(":core"))
+    return Compositions(subset=name.partition(":")[2] or "all")
 
 
 def _twemoji(name: str, split: str, size: int | None, channels: int | None, *, with_captions: bool) -> ArraySource:

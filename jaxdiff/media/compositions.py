@@ -28,7 +28,7 @@ AMONG = 100  # captions of which that of a picture is to be found
 COLUMNS = ("right", "chance", "rendered", "captions")
 
 
-def compositions(*, core: bool = False, preview: int = 20) -> Medium:
+def compositions(*, subset: str = "all", preview: int = 20) -> Medium:
     """Images with captions of `data.Compositions`.
 
     An evaluation draws captions of training and as many held-out ones, and judges each attribute that they name: next
@@ -37,7 +37,7 @@ def compositions(*, core: bool = False, preview: int = 20) -> Medium:
     picture among 100.
 
     Args:
-        core: see `data.Compositions`.
+        subset: see `data.Compositions`.
         preview: images in a preview.
 
     Returns:
@@ -45,30 +45,30 @@ def compositions(*, core: bool = False, preview: int = 20) -> Medium:
     """
 
     def evaluator(run: Path, condition: Condition) -> Evaluator:
-        return partial(_measure, core=core, retriever=cache(partial(_retriever, run / "judge.npz", core)))
+        return partial(_measure, subset=subset, retriever=cache(partial(_retriever, run / "judge.npz", subset)))
 
     def prompts(num: int) -> list[str]:
-        return [caption(select(part, i)) for part in _asked(num, core) for i in range(len(part.kind))]
+        return [caption(select(part, i)) for part in _asked(num, subset) for i in range(len(part.kind))]
 
     base = images(Compositions.shape, preview=preview, captions=True)
     return replace(base, evaluator=evaluator, prompts=prompts)
 
 
-def _asked(num: int, core: bool) -> tuple[Composition, Composition]:
+def _asked(num: int, subset: str) -> tuple[Composition, Composition]:
     """What an evaluation asks for: combinations of training, and held-out ones."""
     seen, held_out = num - num // 2, num // 2
-    return draw(SEED, count=seen, core=core), draw(SEED, count=held_out, held_out=True, core=core)
+    return draw(SEED, count=seen, subset=subset), draw(SEED, count=held_out, held_out=True, subset=subset)
 
 
-def _retriever(path: Path, core: bool) -> Retriever:
+def _retriever(path: Path, subset: str) -> Retriever:
     if not path.exists():
-        save_retriever(path, fit_retriever(core=core, progress=True))
+        save_retriever(path, fit_retriever(subset=subset, progress=True))
     return load_retriever(path)
 
 
-def _measure(samples: Samples, *, core: bool, retriever: Callable[[], Retriever]) -> Report:
+def _measure(samples: Samples, *, subset: str, retriever: Callable[[], Retriever]) -> Report:
     values, begin = {}, 0
-    for name, asked in zip(("seen", "held_out"), _asked(len(samples.x), core), strict=True):
+    for name, asked in zip(("seen", "held_out"), _asked(len(samples.x), subset), strict=True):
         count = len(asked.kind)
         if count:
             x = samples.x[begin : begin + count]
@@ -76,7 +76,7 @@ def _measure(samples: Samples, *, core: bool, retriever: Callable[[], Retriever]
             if count >= AMONG:
                 values[name]["caption of 100"] = _retrieval(x, asked, retriever())
         begin += count
-    known = to_float(load_twemoji().x[[picture for picture, _ in plain(core)]])
+    known = to_float(load_twemoji().x[[picture for picture, _ in plain(subset)]])
     report = {"samples": values, "copies": _copies(samples.x, known)}
     return Report(report, _format(report))
 

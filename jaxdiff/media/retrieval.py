@@ -68,11 +68,11 @@ class Retriever(NamedTuple):
         return _in_parts(self.model.text, self.params, ids, mask)
 
 
-def fit_retriever(*, core: bool = False, steps: int = 500, batch_size: int = 128, progress: bool = False) -> Retriever:
+def fit_retriever(*, subset: str = "all", steps: int = 500, batch_size: int = 128, progress: bool = False) -> Retriever:
     """Train an image-text model on `data.Compositions`, without the combinations that are held out.
 
     Args:
-        core: see `data.Compositions`.
+        subset: see `data.Compositions`.
         steps: number of updates, at least 2.
         batch_size: pairs in an update.
         progress: show a bar with the loss.
@@ -80,7 +80,7 @@ def fit_retriever(*, core: bool = False, steps: int = 500, batch_size: int = 128
     Returns:
         the model.
     """
-    source = data.Compositions(seed=SEED, core=core)
+    source = data.Compositions(seed=SEED, subset=subset)
     vocabulary = Vocabulary.of(data.captions_of(source), length=LENGTH)
     model = image_text.make(vocabulary, source.shape)
     init_key, key = jax.random.split(seed_key(SEED))

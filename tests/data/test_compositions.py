@@ -91,14 +91,22 @@ def test_every_word_is_seen(seen):
     assert (seen.colour != seen.background)[seen.colour >= 0].all()
 
 
-def test_core_has_no_persons():
-    c = compositions.draw(1, count=20_000, core=True)
-    assert (
-        set(np.unique(c.object)) == set(TABLE.core) and not (c.kind == 4).any() and not c.other.max() > TABLE.core[-1]
-    )
-    kinds = {twemoji.load_twemoji().subcategory[i].split("-")[0] for i, _ in compositions.plain(True)}
-    assert kinds == {"face", "cat", "monkey", "animal", "food", "heart", "geometric"}
-    assert 400 < len(compositions.plain(True)) < 450
+@pytest.mark.parametrize(("subset", "pictures"), [("core", (400, 450)), ("few", (60, 70))])
+def test_subsets_have_no_persons(subset, pictures):
+    c, among = compositions.draw(1, count=20_000, subset=subset), TABLE.subsets[subset]
+    assert set(np.unique(c.object)) == set(np.unique(c.other)) - {-1} == set(among) and not (c.kind == 4).any()
+    assert set(among) <= set(TABLE.subsets["core"])
+    plain = compositions.plain(subset)
+    kinds = {twemoji.load_twemoji().subcategory[i].split("-")[0] for i, _ in plain}
+    assert kinds - {"cat", "monkey"} == {"face", "animal", "food", "heart", "geometric"}
+    assert pictures[0] < len(plain) < pictures[1]
+
+
+def test_every_word_of_the_few_is_a_picture_s():
+    assert {text for _, texts in compositions.plain("few") for text in texts} >= objects.FEW
+    assert {TABLE.names[i] for i in TABLE.subsets["few"]} > {"heart", "dog", "pizza", "cherries"}
+    with pytest.raises(ValueError, match="all, core, few, got 'little'"):
+        data.open_dataset("compositions:little", captions=True)
 
 
 def test_real_pictures_of_held_out_combinations_are_left_out(held_out):
@@ -165,16 +173,18 @@ def test_captions():
     assert objects.is_plural("grapes") and not objects.is_plural("octopus") and not objects.is_plural("compass")
 
 
-def test_previews():
-    previews = compositions.previews()
+@pytest.mark.parametrize("subset", objects.SUBSETS)
+def test_previews(subset):
+    previews = data.Compositions(subset=subset).previews
     assert len(previews) == len({each.caption for each in previews}) == 20
     assert [each.held_out for each in previews] == 15 * [False] + 5 * [True]
     for each in previews:
         if each.composition is None:
-            assert any(each.caption in texts for _, texts in compositions.plain(True))
+            assert any(each.caption in texts for _, texts in compositions.plain(subset))
         else:
             assert compositions.caption(each.composition) == each.caption
             assert compositions.is_held_out(each.composition) == each.held_out
+            assert each.composition.object in TABLE.subsets[subset]
 
 
 def mass(x):

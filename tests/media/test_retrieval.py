@@ -45,7 +45,7 @@ def test_the_report_has_the_share_of_captions_that_are_found(asked):
     captions, pictures = asked
     x = pictures.copy()
     x[:50] = pictures[50:100]  # the first half of the seen ones has the pictures of the second
-    report = _measure(Samples(x, {}), core=True, retriever=lambda: Perfect(captions, pictures))
+    report = _measure(Samples(x, {}), subset="core", retriever=lambda: Perfect(captions, pictures))
     seen, held_out = (report.values["samples"][part]["caption of 100"] for part in ("seen", "held_out"))
     nearly = pytest.approx(1, abs=0.011)  # two captions may have one picture
     assert seen == {"right": pytest.approx(0.5, abs=0.03), "chance": 0.01, "rendered": nearly, "captions": 100}
@@ -60,13 +60,13 @@ def test_few_captions_need_no_model(asked):
         raise AssertionError("fitted")
 
     x = asked[1][:4]
-    report = _measure(Samples(np.concatenate([x, x]), {}), core=True, retriever=refuse)
+    report = _measure(Samples(np.concatenate([x, x]), {}), subset="core", retriever=refuse)
     assert "caption of 100" not in report.values["samples"]["seen"]
 
 
 @pytest.mark.slow
 def test_a_model_is_fitted_kept_and_read(tmp_path, monkeypatch):
-    fitted = fit_retriever(core=True, steps=2, batch_size=4)
+    fitted = fit_retriever(subset="core", steps=2, batch_size=4)
     x = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
     vectors = fitted.pictures(x), fitted.captions(["dog face", "a red pizza on the left"])
     assert vectors[0].shape == (3, 64) and vectors[1].shape == (2, 64)
@@ -85,5 +85,5 @@ def test_a_model_is_fitted_kept_and_read(tmp_path, monkeypatch):
         load_retriever(tmp_path / "other.npz")
     # An evaluation reads it, and fits no other.
     monkeypatch.setattr(import_module("jaxdiff.media.compositions"), "fit_retriever", None)
-    measure = compositions(core=True).evaluator(tmp_path, None)
+    measure = compositions(subset="core").evaluator(tmp_path, None)
     assert isinstance(measure.keywords["retriever"](), Retriever)
