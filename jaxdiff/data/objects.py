@@ -11,7 +11,8 @@ import numpy as np
 from jaxdiff.data.twemoji import load_twemoji
 
 __all__ = [
-    "BACKGROUNDS", "COLOURS", "COUNTS", "PLACES", "SIZES", "SUBSETS", "Objects", "is_among", "layer", "name_of", "objects",
+    "BACKGROUNDS", "COLOURS", "COUNTS", "PLACES", "SIZES", "SUBSETS", "Objects", "is_among", "layer", "name_of",
+    "objects",
 ]  # fmt: skip
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
@@ -34,14 +35,14 @@ THINGS = (
     r"|sky.*"
 )
 # Objects that everyone knows, of `CORE`, and a few faces.
-FEW = frozenset(
-    """
-    apple banana bear bee bird bread butterfly candy carrot cat cherries chicken circle cookie corn cow crab diamond
-    dog dolphin doughnut duck egg elephant fish flamingo fries frog grapes hamburger heart horse hotdog icecream ladybug
-    lemon mouse octopus owl penguin pig pineapple pizza rabbit shark sheep snail snake square strawberry taco tiger
-    tomato triangle turtle waffle watermelon whale
-    """.split()
-) | {"alien", "cat face", "clown face", "dog face", "ghost", "grinning face", "nerd face", "robot face"}
+FEW = {
+    "apple", "banana", "bear", "bee", "bird", "bread", "butterfly", "candy", "carrot", "cat", "cherries", "chicken",
+    "circle", "cookie", "corn", "cow", "crab", "diamond", "dog", "dolphin", "doughnut", "duck", "egg", "elephant",
+    "fish", "flamingo", "fries", "frog", "grapes", "hamburger", "heart", "horse", "hotdog", "icecream", "ladybug",
+    "lemon", "mouse", "octopus", "owl", "penguin", "pig", "pineapple", "pizza", "rabbit", "shark", "sheep", "snail",
+    "snake", "square", "strawberry", "taco", "tiger", "tomato", "triangle", "turtle", "waffle", "watermelon", "whale",
+    "alien", "cat face", "clown face", "dog face", "ghost", "grinning face", "nerd face", "robot face",
+}  # fmt: skip
 FACES = r"face-.*|cat-face|monkey-face|emotion"  # the names of most are no nouns
 PERSONS = r"person|person-role|person-fantasy"
 
@@ -91,7 +92,9 @@ def objects() -> Objects:
         names=names,
         picture=np.array([*chosen, *people]),
         things=len(chosen),
-        subsets={name: things[[is_among(name, drawn.subcategory[i], drawn.captions[i]) for i in chosen]] for name in SUBSETS},
+        subsets={
+            name: things[[is_among(name, drawn.subcategory[i], drawn.captions[i]) for i in chosen]] for name in SUBSETS
+        },
         coloured=things[[_hue(i) is not None for i in chosen]],
         countable=things[[not is_plural(names[k]) for k in things]],
         asymmetric=things[[_symmetry(i) < SYMMETRY for i in chosen]],
