@@ -15,7 +15,7 @@ def experiment(
     encoder: Encoder = "own",
     cond_dropout: CondDropout = 0.1,
     ema: Decay = 0.995,
-    source: Source = "compositions:core",
+    source: Source = "compositions:few",
     size: Natural = 0,
     mesh: Mesh | None = None,
 ) -> Experiment:

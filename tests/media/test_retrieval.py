@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxdiff.data import to_float
-from jaxdiff.data.compositions import caption, select
+from jaxdiff.data.compositions import caption, plain, select
 from jaxdiff.data.render import render
+from jaxdiff.data.twemoji import load_twemoji
 from jaxdiff.media import Samples, compositions
 from jaxdiff.media.compositions import _asked, _measure
 from jaxdiff.media.retrieval import Retriever, fit_retriever, load_retriever, save_retriever
@@ -22,7 +23,7 @@ def unit(x):
 @pytest.fixture(scope="module")
 def asked():
     """Captions of an evaluation of 200 and their true pictures."""
-    each = [select(part, i) for part in _asked(200, True) for i in range(100)]
+    each = [select(part, i) for part in _asked(200, "core") for i in range(100)]
     return [caption(c) for c in each], to_float(np.stack([render(c) for c in each]))
 
 
@@ -62,6 +63,18 @@ def test_few_captions_need_no_model(asked):
     x = asked[1][:4]
     report = _measure(Samples(np.concatenate([x, x]), {}), subset="core", retriever=refuse)
     assert "caption of 100" not in report.values["samples"]["seen"]
+
+
+def test_copies_of_training_pictures_are_told_from_compositions_of_the_same_objects():
+    """Half of these are pictures of training, a little noisy; the others halves of two of them side by side."""
+    known = to_float(load_twemoji().x[[picture for picture, _ in plain("few")]])[:20]
+    noise = 0.05 * np.random.default_rng(0).normal(size=known.shape).astype(np.float32)
+    half = np.concatenate([known[:, :, :16], known[::-1, :, 16:]], axis=2)
+    report = _measure(Samples(np.concatenate([known + noise, half]), {}), subset="few", retriever=None)
+    assert report.values["copies"]["share"] == 0.5
+    # What the grammar makes is moved, small or of another colour, but for a few captions such as "large egg".
+    assert 0 <= report.values["copies"]["rendered"] < 0.2
+    assert f"pictures: 50.0 %, of the grammar's own {100 * report.values['copies']['rendered']:.1f} %" in report.text
 
 
 @pytest.mark.slow
