@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -21,6 +22,8 @@ from jaxdiff.train.lock import Lock
 from jaxdiff.trust import trusting
 
 Rows = dict[str, np.ndarray]
+Examples = list[dict[str, Any]]
+PREVIEWS = 20  # captions whose prompts are written for previews
 
 
 def command(
@@ -41,12 +44,13 @@ def command(
     Args:
         directory: directory or file of an autoencoder or of a pipeline that has one, or a run that has trained one.
         out: folder for the .npz files; with a prompt, also for prompts/classes.npz: the embedding of each class's
-            prompt and, last, of the empty prompt.
+            prompt and, last, of the empty prompt; or prompts/captions.npz, those of twenty captions.
         source: fashion_mnist, twemoji, openmoji, noto, compositions, tfds:NAME or folder:PATH.
         split: split of the source.
         size: side of the images in pixels.
-        flip: also write each image mirrored.
-        prompt: for a pipeline: prompt of an image; {} stands for the name of its class.
+        flip: also write each image mirrored, which captions that tell left from right don't allow.
+        prompt: for a pipeline: prompt of an image; {} stands for its caption, where the source has captions, or for the
+            name of its class.
         base: for a prompt: directory with the missing parts of the pipeline; for a file at least the tokenizers.
         batch: images at a time, a multiple of the number of devices.
         rows: examples per file.
@@ -54,21 +58,37 @@ def command(
     _check_free(out)
     for name, value in (("batch", batch), ("rows", rows)):
         Range(1).check(name, value)
-    texts = out / "prompts" / "classes.npz"
+    captions = bool(prompt) and data.has_captions(source, split)
+    texts = out / "prompts" / ("captions.npz" if captions else "classes.npz")
     if prompt and texts.exists():
         raise ValueError(f"{texts} already has prompts: choose another --out")
     try_folder(texts.parent if prompt else out, "--out")
     mesh = make_mesh()
     with trusting(trust):
         vae = latents.load_autoencoder(directory, mesh)
-    images = data.open_dataset(source, split, size=size, channels=vae.config.get("in_channels", 3))
-    embeddings = _embed_prompts(directory, base, prompt, images.class_names, size=size) if prompt else {}
+    images = data.open_dataset(source, split, size=size, channels=vae.config.get("in_channels", 3), captions=captions)
+    embed, table = None, {}
+    if prompt:
+        count = min(len(images), PREVIEWS)
+        chosen = [len(images) * i // count for i in range(count)] if captions else []
+        shown = [*(_prompt_of(prompt, images[i]) for i in chosen), ""]
+        prompts = shown if captions else data.class_prompts(prompt, images.class_names)
+        embed = _embed(directory, base, size)
+        table = embed(prompts)
+
+    def texts_of(examples: Examples) -> Rows:
+        if embed and captions:
+            prompts = [_prompt_of(prompt, example) for example in examples]
+            rows = embed(prompts + [""] * (batch - len(prompts)))  # of one length, which compiles once
+            return {name: a[: len(prompts)] for name, a in rows.items()}
+        return {name: a[[example["label"] for example in examples]] for name, a in table.items()}
+
     encode = latents.encoder(vae, batch, mesh)
 
     with Lock(out, what="encoding"):
         _check_free(out)
-        batches = _batches(images, encode, embeddings, batch=batch, flip=flip)
-        write(out, _shards(batches, rows), {texts: embeddings} if embeddings else {})
+        batches = _batches(images, encode, texts_of, batch=batch, flip=flip)
+        write(out, _shards(batches, rows), {texts: table} if table else {})
     print(out)
 
 
@@ -103,22 +123,24 @@ def _check_free(out: Path) -> None:
         raise ValueError(f"{out} already has .npz files: choose another --out")
 
 
-def _embed_prompts(directory: Path, base: Path | None, prompt: str, names: tuple[str, ...], *, size: int) -> Rows:
-    prompts = data.class_prompts(prompt, names)
-    cond = text_to_image.encode_prompts(directory, prompts, size=(size, size), base=base, dtype=compute_dtype())
-    return {name: np.asarray(value, np.float16) for name, value in cond.items()}
+def _embed(directory: Path, base: Path | None, size: int) -> Callable[[Sequence[str]], Rows]:
+    encode = text_to_image.prompt_encoder(directory, size=(size, size), base=base, dtype=compute_dtype())
+    return lambda prompts: {name: np.asarray(value, np.float16) for name, value in encode(prompts).items()}
+
+
+def _prompt_of(prompt: str, example: dict[str, Any]) -> str:
+    return prompt.replace("{}", example["captions"][0])
 
 
 def _batches(
-    images: data.Dataset, encode: latents.Encode, embeddings: Rows, *, batch: int, flip: bool
+    images: data.Dataset, encode: latents.Encode, texts_of: Callable[[Examples], Rows], *, batch: int, flip: bool
 ) -> Iterator[Rows]:
     count = -(-len(images) // batch)
     for examples in tqdm(data.read_ahead(images, batch), desc="encoding", unit="batch", total=count):
         x = data.to_float(np.stack([example["x"] for example in examples]))
-        extra: Rows = {}
+        extra = texts_of(examples)
         if images.num_classes:
             extra["label"] = np.array([example["label"] for example in examples], np.int32)
-            extra |= {name: table[extra["label"]] for name, table in embeddings.items()}
         for pixels in (x, x[:, :, ::-1]) if flip else (x,):
             mean, std = encode(pixels)
             yield {"mean": mean.astype(np.float16), "std": std.astype(np.float16)} | extra

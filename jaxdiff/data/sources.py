@@ -207,7 +207,7 @@ def class_prompts(prompt: str, class_names: Sequence[str]) -> list[str]:
         ValueError: there are no names.
     """
     if not class_names:
-        raise ValueError("a prompt needs the names of the classes, and this data has none")
+        raise ValueError("a prompt needs captions or the names of classes, and this data has none")
     return [*(prompt.replace("{}", name) for name in class_names), ""]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from jaxdiff import text
 from jaxdiff.interop.checkpoint import load
@@ -18,7 +19,7 @@ from jaxdiff.storage import read_json
 from jaxdiff.text_to_image.prompts import LAYOUTS, Cond, Models, PipelineSpec
 from jaxdiff.types import Params
 
-__all__ = ["Index", "encode_prompts", "read_index", "read_kind", "scheduler_config", "tokenizers"]
+__all__ = ["Index", "encode_prompts", "prompt_encoder", "read_index", "read_kind", "scheduler_config", "tokenizers"]
 
 
 class Index(NamedTuple):
@@ -143,6 +144,20 @@ def encode_prompts(
     Raises:
         ValueError: the pipeline's class is not known, or an encoder is missing.
     """
+    return prompt_encoder(directory, size=size, base=base, dtype=dtype)(prompts)
+
+
+def prompt_encoder(
+    directory: str | Path, *, size: tuple[int, int], base: str | Path | None = None, dtype: Any = jnp.float32
+) -> Callable[[Sequence[str]], Cond]:
+    """Make `encode_prompts` for many lists of prompts; each length of a list compiles once.
+
+    Args:
+        directory: as for `encode_prompts`, and the others, too.
+
+    Returns:
+        B texts -> the condition by its names, float32 [B, ...].
+    """
     index = read_index(directory, base, decodes=False)
     layout = index.layout
     loaded = {part: load(index.models[part], dtype=dtype) for part in index.tokenizers}
@@ -150,10 +165,15 @@ def encode_prompts(
     configs[layout.network] = read_fields(index.models[layout.network])
     layout.check(configs[layout.network])
     models = Models({part: model.apply for part, model in loaded.items()}, configs, layout.length)
-    tokens = {part: encode(prompts)[0] for part, encode in tokenizers(index, models).items()}
+    params, tokenize = {part: model.params for part, model in loaded.items()}, tokenizers(index, models)
 
-    def encode(params: Params, tokens: Any) -> Cond:
-        cond = layout.add_size_cond(models, layout.encode(models, params, tokens), size, jnp.zeros(len(prompts), bool))
+    @jax.jit
+    def encode(params: Params, tokens: Any, negative: Array) -> Cond:
+        cond = layout.add_size_cond(models, layout.encode(models, params, tokens), size, negative)
         return jax.tree.map(lambda a: a.astype(jnp.float32), cond)
 
-    return jax.jit(encode)({part: model.params for part, model in loaded.items()}, tokens)
+    def encoded(prompts: Sequence[str]) -> Cond:
+        tokens = {part: tokens_of(prompts)[0] for part, tokens_of in tokenize.items()}
+        return encode(params, tokens, jnp.zeros(len(prompts), bool))
+
+    return encoded

@@ -75,6 +75,27 @@ def test_latents_are_those_of_the_images_and_of_their_mirrors(pipeline, pictures
 
 
 @pytest.mark.slow
+def test_pictures_with_captions_have_those_of_their_captions(pipeline, tmp_path):
+    """Of nine pictures, in batches of eight; the second of the two captions of a picture is not read."""
+    said = ["boot", "coat", "hat", "bag", "dress", "shirt", "sock", "tie", "belt"]
+    (tmp_path / "pictures").mkdir()
+    for i, text in enumerate(said):
+        Image.new("RGB", (16, 16), (25 * i, 0, 0)).save(tmp_path / "pictures" / f"{i}.png")
+        (tmp_path / "pictures" / f"{i}.txt").write_text(f"{text}\nshoe\n")
+    out = tmp_path / "out"
+    command = ["encode", str(pipeline), "--source", f"folder:{tmp_path / 'pictures'}", "--size", "16", "--no-flip"]
+    main([*command, "--prompt", "a {}", "--batch", "8", "--out", str(out)])
+    expected = text_to_image.encode_prompts(pipeline, [*(f"a {text}" for text in said), ""], size=(16, 16))
+    file, table = np.load(out / "00000.npz"), data.load_embeddings(out / "prompts" / "captions.npz")
+    assert set(file) == {"mean", "std", "tokens"}
+    np.testing.assert_allclose(file["tokens"], expected["tokens"][:9], rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(table["tokens"], expected["tokens"], rtol=2e-3, atol=1e-3)
+    moment = np.zeros(file["mean"].shape[1:], np.float32)
+    shards = data.NpzShards(out, {"mean": moment, "tokens": np.zeros(file["tokens"].shape[1:], np.float32)})
+    assert len(shards) == 9 and (shards[3]["tokens"] != shards[1]["tokens"]).any()
+
+
+@pytest.mark.slow
 def test_dit_of_them_trains_and_its_samples_are_decoded(pipeline, latents, tmp_path):
     knobs = {"steps": 2, "batch": 8, "width": 32, "layers": 2, "num_heads": 2, "num-classes": 3, "preview-every": 10}
     knobs |= {"source": latents, "autoencoder": pipeline / "vae", "workdir": tmp_path / "run", "mesh": "data=2,fsdp=4"}
