@@ -99,7 +99,12 @@ def of_captions(name: str, captions: Sequence[str], *, mesh: Mesh | None = None)
         ValueError: as by `of`, or a caption is too long for the encoder.
     """
     if name == "own":
-        return own(Vocabulary.of(captions, length=LENGTH))
+        vocabulary = Vocabulary.of(captions, length=LENGTH)
+        if vocabulary.length > MOST_TOKENS:
+            longest = max(captions, key=lambda caption: len(text.split_words(caption)))
+            most = f"{MOST_TOKENS - 1} words, got {vocabulary.length - 1}"
+            raise ValueError(f"the encoder own takes captions of up to {most}: {longest!r:.80}")
+        return own(vocabulary)
     # What it refuses, it refuses now and not in the middle of a training. Tokens are more than words: also a text's
     # start and end, punctuation and pieces of words.
     longest = _tokenizer(_folder(name), MOST_TOKENS)(captions)["mask"].sum(1).max()

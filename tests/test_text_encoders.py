@@ -67,8 +67,11 @@ def test_captions_that_an_encoder_cannot_take_are_refused_before_training():
     long = " ".join(f"word{i}" for i in range(40))
     assert text_encoders.of_captions("own", ["a cat", long]).tokenize([long])["mask"].sum() == 41
     assert text_encoders.of_captions("own", ["a cat"]).vocabulary.length == text_encoders.LENGTH
-    with pytest.raises(ValueError, match="texts of up to 64 tokens, got a length of 81"):
+    with pytest.raises(ValueError, match="captions of up to 63 words, got 80: 'word0 word1 .{60,70}$"):
         text_encoders.of_captions("own", ["a cat", f"{long} {long}"])
+    for captions in (["???", " - "], []):
+        with pytest.raises(ValueError, match=f"the captions have no words, .*: {len(captions)} captions"):
+            text_encoders.of_captions("own", captions)
 
 
 def test_captions_of_a_pretrained_encoder_are_as_long_as_its_tokens(tmp_path, monkeypatch, recwarn):

@@ -73,6 +73,8 @@ class Vocabulary:
         texts = [split_words(caption) for caption in captions]
         longest = max(map(len, texts), default=0)
         words = tuple(sorted({word for text in texts for word in text}))
+        if not words:
+            raise ValueError(f"the captions have no words, which are of letters or digits: {len(texts)} captions")
         return cls(words, max(longest + 1, length))
 
     @property
