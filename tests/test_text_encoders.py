@@ -67,10 +67,10 @@ def test_captions_that_an_encoder_cannot_take_are_refused_before_training():
     long = " ".join(f"word{i}" for i in range(40))
     assert text_encoders.of_captions("own", ["a cat", long]).tokenize([long])["mask"].sum() == 41
     assert text_encoders.of_captions("own", ["a cat"]).vocabulary.length == text_encoders.LENGTH
-    with pytest.raises(ValueError, match="captions of up to 63 words, got 80: 'word0 word1 .{60,70}$"):
+    with pytest.raises(ValueError, match=r"captions of up to 63 words, got 80: 'word0 word1 .{60,70}$"):
         text_encoders.of_captions("own", ["a cat", f"{long} {long}"])
     for captions in (["???", " - "], []):
-        with pytest.raises(ValueError, match=f"the captions have no words, .*: {len(captions)} captions"):
+        with pytest.raises(ValueError, match=rf"the captions have no words, .*: {len(captions)} captions"):
             text_encoders.of_captions("own", captions)
 
 
@@ -80,7 +80,7 @@ def test_captions_of_a_pretrained_encoder_are_as_long_as_its_tokens(tmp_path, mo
     monkeypatch.setattr(text_encoders, "load", lambda path, *, length, mesh: length)
     of = lambda caption: text_encoders.of_captions(str(tmp_path), ["a b", caption])  # noqa: E731
     assert [of(caption) for caption in ("a b c", "a " * 40, "ab, " * 10)] == [text_encoders.LENGTH, 42, 32]
-    with pytest.raises(ValueError, match="'a, a, .* has more than the 64 tokens"):
+    with pytest.raises(ValueError, match=r"'a, a, .* has more than the 64 tokens"):
         of("a, " * 40)
     assert not recwarn.list  # of what is refused nothing is left out
 

@@ -52,9 +52,9 @@ def status(run: Path) -> dict[str, Any]:
     bad += len(lines) - len(events)
     last = events[-1] if events else {}
     times, saved = summary(events), _checkpoints(run)
-    told = [record["step"] for record in (*metrics[-1:], *events[-1:])]
+    recorded = [record["step"] for record in (*metrics[-1:], *events[-1:])]
     checkpoints = [int(path.name) for path in saved]  # of a run of the package there is nothing else
-    step = max([*told, *checkpoints[-1:]], default=0)
+    step = max([*recorded, *checkpoints[-1:]], default=0)
     rate = _per_second(last)
     left = (last["steps"] - step) / rate if rate else None
     losses = _numbers(metrics, "loss")

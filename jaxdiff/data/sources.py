@@ -240,7 +240,7 @@ def _clothes(split: str, size: int | None, channels: int | None) -> tuple[np.nda
 
 def _check_train(name: str, split: str) -> None:
     if split != "train":
-        raise ValueError(f'{name} has the split "train" alone, got {split!r}: --split train, or split="train" in Python')
+        raise ValueError(f'{name} has the split "train" alone, got {split!r}: choose --split train')
 
 
 def _compositions(name: str, split: str, size: int | None, channels: int | None) -> Dataset:

@@ -98,7 +98,7 @@ def test_opened_by_name():
     assert small.shape == (16, 16, 3) and abs(small[0]["x"].mean() - example["x"].mean()) < 3
     assert len(data.open_dataset("twemoji:tones")) > 2900
     for name in ("twemoji", "compositions"):
-        with pytest.raises(ValueError, match=f"{name} has the split \"train\" alone, got 'test': --split train"):
+        with pytest.raises(ValueError, match=f"{name} has the split \"train\" alone, got 'test': choose --split train"):
             data.open_dataset(name, "test")
     with pytest.raises(ValueError, match=r"did you mean 'twemoji'\?"):
         data.open_dataset("twemojis")
