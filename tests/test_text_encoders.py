@@ -67,8 +67,22 @@ def test_captions_that_an_encoder_cannot_take_are_refused_before_training():
     long = " ".join(f"word{i}" for i in range(40))
     assert text_encoders.of_captions("own", ["a cat", long]).tokenize([long])["mask"].sum() == 41
     assert text_encoders.of_captions("own", ["a cat"]).vocabulary.length == text_encoders.LENGTH
-    with pytest.raises(ValueError, match="texts of up to 64 tokens, got a length of 81"):
+    with pytest.raises(ValueError, match=r"captions of up to 63 words, got 80: 'word0 word1 .{60,70}$"):
         text_encoders.of_captions("own", ["a cat", f"{long} {long}"])
+    for captions in (["???", " - "], []):
+        with pytest.raises(ValueError, match=rf"the captions have no words, .*: {len(captions)} captions"):
+            text_encoders.of_captions("own", captions)
+
+
+def test_captions_of_a_pretrained_encoder_are_as_long_as_its_tokens(tmp_path, monkeypatch, recwarn):
+    """Also a start and an end, commas and pieces of words: a count of words would refuse these captions."""
+    tiny_pipeline.write_tokenizer(tmp_path)
+    monkeypatch.setattr(text_encoders, "load", lambda path, *, length, mesh: length)
+    of = lambda caption: text_encoders.of_captions(str(tmp_path), ["a b", caption])  # noqa: E731
+    assert [of(caption) for caption in ("a b c", "a " * 40, "ab, " * 10)] == [text_encoders.LENGTH, 42, 32]
+    with pytest.raises(ValueError, match=r"'a, a, .* has more than the 64 tokens"):
+        of("a, " * 40)
+    assert not recwarn.list  # of what is refused nothing is left out
 
 
 class Reading(tiny_captions.Squares):
@@ -100,7 +114,7 @@ def test_captions_that_are_read_with_their_pictures_need_an_encoder_without_a_vo
     monkeypatch.setattr(data, "open_dataset", lambda *args, **options: source)
     build = partial(load(Path(__file__).parents[1] / "experiments" / "emoji.py"), width=8, batch=4)
     made = build(encoder="/clip")
-    assert loaded == [("/clip", 64)] and made.condition.names == tuple(tiny_captions.CAPTIONS * 3)
+    assert loaded == [(Path("/clip"), 64)] and made.condition.names == tuple(tiny_captions.CAPTIONS * 3)
     stream = made.training.batches(0)
     batch = next(stream)
     assert batch.keys() == {"x", "ids", "mask"} and batch["mask"].sum(1).tolist() == [7] * 4

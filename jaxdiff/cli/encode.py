@@ -45,7 +45,8 @@ def command(
         directory: directory or file of an autoencoder or of a pipeline that has one, or a run that has trained one.
         out: folder for the .npz files; with a prompt, also for prompts/classes.npz: the embedding of each class's
             prompt and, last, of the empty prompt; or prompts/captions.npz, those of twenty captions.
-        source: fashion_mnist, twemoji, openmoji, noto, compositions, tfds:NAME or folder:PATH.
+        source: fashion_mnist, twemoji, twemoji:tones, twemoji64:PACKAGE, openmoji, noto, compositions,
+            compositions:core, compositions:few, tfds:NAME or folder:PATH.
         split: split of the source.
         size: side of the images in pixels.
         flip: also write each image mirrored, which captions that tell left from right don't allow.

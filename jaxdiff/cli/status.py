@@ -52,7 +52,9 @@ def status(run: Path) -> dict[str, Any]:
     bad += len(lines) - len(events)
     last = events[-1] if events else {}
     times, saved = summary(events), _checkpoints(run)
-    step = max([record["step"] for record in (*metrics[-1:], *events[-1:])], default=0)
+    recorded = [record["step"] for record in (*metrics[-1:], *events[-1:])]
+    checkpoints = [int(path.name) for path in saved]  # of a run of the package there is nothing else
+    step = max([*recorded, *checkpoints[-1:]], default=0)
     rate = _per_second(last)
     left = (last["steps"] - step) / rate if rate else None
     losses = _numbers(metrics, "loss")
@@ -67,7 +69,7 @@ def status(run: Path) -> dict[str, Any]:
         "seconds_left": left,
         "seconds_silent": _age([run / METRICS, run / EVENTS]),
         "damaged_lines": damaged + bad,
-        "checkpoints": [int(path.name) for path in saved],
+        "checkpoints": checkpoints,
         "checkpoint_seconds": _age(saved[-1:]),
         "quarantined": len(list((run / FOLDER).glob("quarantine-*"))),
         "starts": times.starts,

@@ -47,7 +47,10 @@ def prompts(
     def parse(words: str) -> Cond:
         if not words.strip():
             raise ValueError("a prompt is a text, got an empty one")
-        return dict(tokenize([rephrase(words)]))
+        cond = dict(tokenize([rephrase(words)]))
+        if all(np.array_equal(a, empty[name]) for name, a in cond.items()):  # as of a vocabulary's are marks and emoji
+            raise ValueError(f"a prompt is a text, and {words!r:.80} has no words")
+        return cond
 
     return Condition(
         {name: jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for name, a in empty.items()},

@@ -238,17 +238,22 @@ def _clothes(split: str, size: int | None, channels: int | None) -> tuple[np.nda
     return x, label
 
 
+def _check_train(name: str, split: str) -> None:
+    if split != "train":
+        raise ValueError(f'{name} has the split "train" alone, got {split!r}: choose --split train')
+
+
 def _compositions(name: str, split: str, size: int | None, channels: int | None) -> Dataset:
     from jaxdiff.data.compositions import Compositions
 
-    if split != "train" or size not in (None, 32) or channels not in (None, 3):
-        raise ValueError(f'{name} has the split "train", the size 32 and 3 channels, got {split!r}, {size}, {channels}')
+    _check_train(name, split)
+    if size not in (None, 32) or channels not in (None, 3):
+        raise ValueError(f"{name} has the size 32 and 3 channels, got {size}, {channels}")
     return Compositions(subset=name.partition(":")[2] or "all")
 
 
 def _twemoji(name: str, split: str, size: int | None, channels: int | None, *, with_captions: bool) -> ArraySource:
-    if split != "train":
-        raise ValueError(f'{name} has the split "train", got {split!r}')
+    _check_train(name, split)
     drawn = load_twemoji(tones=name == "twemoji:tones")
     embedded = name.startswith("twemoji") and not name.startswith("twemoji64")
     x = drawn.x if embedded else pictures_of(name, drawn.codepoint, size or 64)

@@ -20,7 +20,7 @@ from jaxdiff.media.images import images
 from jaxdiff.media.retrieval import Retriever, fit_retriever, load_retriever, save_retriever
 from jaxdiff.metrics import recall_at_1
 
-__all__ = ["compositions"]
+__all__ = ["compositions", "renderings"]
 
 SEED = 2**20  # of the captions that are measured; training has those of its own seed
 COPY = 1 / 3  # a picture is a copy if the nearest one of training is nearer than this share of the second
@@ -48,10 +48,24 @@ def compositions(*, subset: str = "all", preview: int = 20) -> Medium:
         return partial(_measure, subset=subset, retriever=cache(partial(_retriever, run / "judge.npz", subset)))
 
     def prompts(num: int) -> list[str]:
-        return [caption(select(part, i)) for part in _asked(num, subset) for i in range(len(part.kind))]
+        return [caption(c) for c in _each(num, subset)]
 
     base = images(Compositions.shape, preview=preview, captions=True)
     return replace(base, evaluator=evaluator, prompts=prompts)
+
+
+def renderings(num: int, subset: str = "all") -> list[tuple[str, np.ndarray]]:
+    """What an evaluation of up to so many samples asks for: captions, and pictures that the grammar makes of them.
+
+    Args:
+        num: number of captions, half of them held out.
+        subset: see `data.Compositions`.
+    """
+    return [(caption(c), render(c)) for c in _each(num, subset)]
+
+
+def _each(num: int, subset: str) -> list[Composition]:
+    return [select(part, i) for part in _asked(num, subset) for i in range(len(part.kind))]
 
 
 def _asked(num: int, subset: str) -> tuple[Composition, Composition]:

@@ -48,16 +48,17 @@ ADDED = mapping(whole_number(0, MOST), MOST)
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def tokenizer(directory: str | Path, *, length: int | None = None) -> Tokenizer:
+def tokenizer(directory: str | Path, *, length: int | None = None, warn: bool = True) -> Tokenizer:
     """Read a tokenizer: tokenizer.json, or CLIP's vocab.json and merges.txt, or BERT's vocab.txt.
 
     Args:
         directory: the directory of the files, e.g. "tokenizer" or "tokenizer_2" of a pipeline.
         length: number of tokens of the result; None: model_max_length of its tokenizer_config.json.
+        warn: tell of what longer texts are read without.
 
     Returns:
-        texts -> (ids int32[B, length], mask bool[B, length]). Longer texts are truncated before their end token, with
-        a warning; shorter ones are padded. The mask is True for the text and its start and end tokens. It depends on
+        texts -> (ids int32[B, length], mask bool[B, length]). Longer texts are truncated before their end token;
+        shorter ones are padded. The mask is True for the text and its start and end tokens. It depends on
         positions, not on ids, since some models pad with the end token.
 
     Raises:
@@ -73,10 +74,10 @@ def tokenizer(directory: str | Path, *, length: int | None = None) -> Tokenizer:
         if length is None or length > LONGEST:
             raise ValueError(f"{directory}: tokenizer_config.json has no model_max_length; give a length")
     with _named(directory):
-        return _encoder(directory, config, int(length))
+        return _encoder(directory, config, int(length), warn)
 
 
-def _encoder(directory: Path, config: dict[str, Any], length: int) -> Tokenizer:
+def _encoder(directory: Path, config: dict[str, Any], length: int, warn: bool) -> Tokenizer:
     tokenizer, pad = _build(directory, config)
     if length <= tokenizer.num_special_tokens_to_add(False):
         raise ValueError(f"length must hold the tokens around a text and one more, got {length}")
@@ -94,7 +95,7 @@ def _encoder(directory: Path, config: dict[str, Any], length: int) -> Tokenizer:
             ids = np.array([e.ids for e in encodings], np.int32).reshape(-1, length)  # an id may be too large
         mask = np.array([e.attention_mask for e in encodings], bool).reshape(-1, length)
         for words, e in zip(texts, encodings, strict=True):
-            if e.overflowing:
+            if warn and e.overflowing:
                 places = [place for part in e.overflowing for place in part.offsets]
                 cut = [place for place in places if place != (0, 0)] or places  # added tokens are of no place
                 without = words[min(cut)[0] : max(cut)[1]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,9 @@ __all__ = ["Vocabulary", "split_words"]
 
 # Tokens before those of the words: padding, and the start of every text, which is all that an empty one has.
 PAD, START, SPECIAL = 0, 1, 2
+# Combining classes of what makes another word of a word: vowels of India and Thailand, voiced kana. The others are of
+# accents, and of the points of Hebrew and Arabic, which may as well be left out.
+SIGNS = {0, *range(6, 10), *range(84, 200)}
 
 
 def split_words(text: str) -> list[str]:
@@ -27,7 +29,13 @@ def split_words(text: str) -> list[str]:
     """
     # Twice: of a trademark sign the first makes capitals, of a folded letter the second takes the accent.
     letters = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    return re.findall(r"[^\W_]+", "".join(c for c in letters if not unicodedata.combining(c)))
+    kept = (c if c.isalnum() or _is_sign(c) else "" if unicodedata.combining(c) else " " for c in letters)
+    return "".join(kept).split()
+
+
+def _is_sign(c: str) -> bool:
+    selects = "\ufe00" <= c <= "\ufe0f"  # how an emoji is drawn
+    return unicodedata.category(c) in ("Mc", "Mn") and unicodedata.combining(c) in SIGNS and not selects
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,8 @@ class Vocabulary:
         texts = [split_words(caption) for caption in captions]
         longest = max(map(len, texts), default=0)
         words = tuple(sorted({word for text in texts for word in text}))
+        if not words:
+            raise ValueError(f"the captions have no words, which are of letters or digits: {len(texts)} captions")
         return cls(words, max(longest + 1, length))
 
     @property

@@ -1,5 +1,7 @@
 """Prompts as a condition: which are shown, what is parsed, and what stands for none."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -76,6 +78,11 @@ def test_a_prompt_is_rephrased_and_must_not_be_empty():
     for words in ("", "  "):
         with pytest.raises(ValueError, match="got an empty one"):
             condition.parse(words)
+    for words in ("🍕", "???", " - "):  # whose tokens are those of the null condition
+        for parse in (condition.parse, condition.parse_text):
+            with pytest.raises(ValueError, match=f"{re.escape(repr(words))} has no words"):
+                parse(words)
+    assert np.array_equal(condition.parse("a dog 🍕")["ids"], condition.parse("a dog")["ids"])
     with pytest.raises(ValueError, match="unknown word 'mouse'"):
         condition.parse("a mouse")
 

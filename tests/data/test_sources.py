@@ -1,12 +1,16 @@
 """The embedded set is Fashion-MNIST, and a wrong name says what would have been right."""
 
 import gzip
+import re
 
 import numpy as np
 import pytest
 
 from jaxdiff import data
+from jaxdiff.cli import encode
 from jaxdiff.data import embed
+from jaxdiff.data.sources import FORMS
+from jaxdiff.options import SOURCES
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +140,8 @@ def test_a_prompt_says_each_class_and_nothing_last():
     ]
     with pytest.raises(ValueError, match="this data has none"):
         data.class_prompts("a {}", ())
+
+
+def test_the_help_of_commands_names_every_source():
+    for words in (SOURCES, encode.command.__doc__):
+        assert set(re.findall('"(.+?)"', FORMS)) <= set(re.findall(r"[\w:]+", words))

@@ -97,8 +97,9 @@ def test_opened_by_name():
     small = data.open_dataset("twemoji", size=16)
     assert small.shape == (16, 16, 3) and abs(small[0]["x"].mean() - example["x"].mean()) < 3
     assert len(data.open_dataset("twemoji:tones")) > 2900
-    with pytest.raises(ValueError, match="twemoji has the split \"train\", got 'test'"):
-        data.open_dataset("twemoji", "test")
+    for name in ("twemoji", "compositions"):
+        with pytest.raises(ValueError, match=f"{name} has the split \"train\" alone, got 'test': choose --split train"):
+            data.open_dataset(name, "test")
     with pytest.raises(ValueError, match=r"did you mean 'twemoji'\?"):
         data.open_dataset("twemojis")
 

@@ -14,6 +14,16 @@ def test_words_have_no_case_accents_or_punctuation():
     assert split_words("man's shoe_left") == ["man", "s", "shoe", "left"] and split_words(" .,") == []
 
 
+@pytest.mark.parametrize("words", ["का की कु", "கி கு", "กี กิ", "กุ กู", "が か", "क्या कया"])
+def test_signs_of_vowels_are_no_accents(words):
+    found = split_words(words)
+    assert len(set(found)) == len(words.split()) and [split_words(word) for word in found] == [[word] for word in found]
+
+
+def test_signs_of_emoji_are_no_words():
+    assert split_words("\u2764\ufe0f 2\ufe0f\u20e3 x\u0338 \u05e9\u05b8") == ["2", "x", "\u05e9"]
+
+
 def test_tokens_are_the_words_in_their_order_behind_the_start():
     vocabulary = Vocabulary.of(CAPTIONS)
     assert vocabulary.words == ("a", "and", "cat", "dog", "heart", "left", "on", "pinata", "red", "small", "the")
