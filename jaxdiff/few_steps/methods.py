@@ -179,7 +179,7 @@ def mean_flow(teacher: Teacher, run: Run, steps: int) -> Method:
 def _differenced(teacher: Teacher, make: Callable[..., Loss]) -> Method:
     t_max = getattr(teacher.process, "t_max", None)
     difference = None if t_max is None else DIFFERENCE * t_max  # networks of EDM are given log sigma, which is smooth
-    pairs = _pairs(teacher, 0.0 if difference is None else difference)
+    pairs = _pairs(teacher, 0.0 if difference is None else 2 * difference)  # t - difference has noise
     jvp_apply = _in_float32(teacher, _clone(teacher, next_noise=True))
     return _jumping(teacher, make, pairs=pairs, teacher=teacher.denoiser(), jvp_apply=jvp_apply, difference=difference)
 
