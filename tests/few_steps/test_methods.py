@@ -1,6 +1,5 @@
 """What methods make of a teacher that was never trained, at the ends of their ranges."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import tiny_points
 
-from jaxdiff import distill, few_steps, networks
+from jaxdiff import distill, few_steps
 from jaxdiff.options import Run
 
 KNOBS = Run(steps=4, batch=8, lr=1e-3, preview_every=0)
