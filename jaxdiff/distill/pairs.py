@@ -50,6 +50,7 @@ def grid_pairs(process: Process, levels: Grid) -> TimePairs:
         i = jax.random.randint(key, (batch,), 0, _steps(grid))
         return grid.t[i], grid.t[i + 1], jnp.ones(batch, grid.sigma.dtype)
 
+    pairs.first = _first(process, at)  # type: ignore[attr-defined]
     return pairs
 
 
@@ -85,6 +86,7 @@ def log_normal_pairs(process: Process, levels: Grid, *, mean: float = -1.1, std:
         sigma = jnp.exp(-lam)
         return grid.t[i], grid.t[i + 1], 1 / (sigma[i] - sigma[i + 1])
 
+    pairs.first = _first(process, at)  # type: ignore[attr-defined]
     return pairs
 
 
@@ -280,6 +282,12 @@ def _check_clean(process: Process, grid: Callable[[Array], Level] | None = None)
     last = jnp.zeros(()) if grid is None else jnp.asarray(grid(jnp.asarray(0, jnp.int32)).sigma)[-1]
     if not is_traced(sigma, last) and last == 0 and sigma > 0:
         raise ValueError(f"clean data has no time in {describe(process)}, whose cleanest has sigma = {sigma:.4g}")
+
+
+@concrete
+def _first(process: Process, at: Callable[[Array], Level]) -> Level:
+    """The noisiest level that is drawn, for `check_first`."""
+    return process(at(jnp.asarray(0, jnp.int32)).t[0])
 
 
 def _steps(levels: Level) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, concrete, factory
-from jaxdiff.distill.base import Context, Teacher, denoiser_of, split_inputs
+from jaxdiff.distill.base import Context, Teacher, check_first, denoiser_of, split_inputs
 from jaxdiff.distill.base import teacher as make_teacher
 from jaxdiff.distill.distances import squared
 from jaxdiff.distill.jumps import two_jumps
@@ -76,10 +76,10 @@ def progressive(
         raise ValueError(f"each stage halves the steps: 2^stages must divide {steps} steps, got stages={stages}")
     if stage_updates < 1:
         raise ValueError(f"a stage has at least 1 update, got stage_updates={stage_updates}")
-    prediction(levels.at(0))
     last_student = make_teacher(apply, prediction, params=average)
     if teacher is not None:
         check_function("teacher", teacher, "(context, cond) -> denoiser")
+    check_first(levels.at(0), prediction, teacher)
 
     def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
         params, context = split_inputs(inputs)

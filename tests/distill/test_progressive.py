@@ -279,6 +279,7 @@ def test_mistakes():
     refused("stages=0", stages=0)
     refused("got stage_updates=0", stage_updates=0)
     refused("cannot denoise pure noise", prediction=parameterize.eps)
+    refused("cannot denoise pure noise", teacher=distill.teacher(network, parameterize.eps))
     refused("noise of a grid falls", levels=LEVELS.at(slice(None, None, -1)))
     refused("teacher must be a function", teacher=2.0)
     with pytest.raises(ValueError, match="divide the 4 steps of its teacher's grid, got 3"):
