@@ -86,8 +86,8 @@ def consistency(
 
     Raises:
         ValueError: a prediction without f(x, 0) = x, or one that is undefined at pure noise, the student's or the
-            teacher's, where the pairs are of a grid that starts there; a solver without a teacher, or one that draws noise or adapts its
-            step; an unknown target; from the loss, no average for the target "ema".
+            teacher's, where the pairs are of a grid that starts there; a solver without a teacher, or one that draws
+            noise or adapts its step; an unknown target; from the loss, no average for the target "ema".
     """
     check_process(process)
     check_function("apply", apply, "(params, x, noise, cond) -> F")

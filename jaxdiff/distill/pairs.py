@@ -19,6 +19,7 @@ from jaxdiff.grids.sigma import from_sigma_over_alpha
 from jaxdiff.levels import Level, check_grid, safe_log
 from jaxdiff.processes import Process
 from jaxdiff.processes.base import check_process
+from jaxdiff.schema import integer
 
 __all__ = ["Grid", "ct_decay", "ct_grid", "ect_pairs", "grid_pairs", "ict_grid", "log_normal_pairs"]
 
@@ -123,7 +124,8 @@ def ect_pairs(
         ValueError: fewer steps than stages or no stage, q <= 1, k < 0, std <= 0, or a process that ends at noise.
     """
     check_process(process, "time")
-    if not 1 <= stages <= steps:
+    steps, stages = integer("steps", steps, 1), integer("stages", stages, 1)
+    if stages > steps:
         raise ValueError(f"a run has at least one update for each stage, got stages = {stages}, steps = {steps}")
     if not q > 1:
         raise ValueError(f"q, the ratio of two stages, must be greater than 1, got {q}")
