@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import tiny_points
 
-from jaxdiff import conditions, distill, few_steps
+from jaxdiff import conditions, distill, few_steps, train
 from jaxdiff.experiment import UserError
 from jaxdiff.options import Run
 
@@ -57,3 +57,23 @@ def test_a_shortcut_is_drawn_in_the_steps_that_it_has_learned(teacher):
     for sampling, steps in ((plain, 3), (few_steps.METHODS["shortcut"](guided, KNOBS, 16).sampling, 32)):
         with pytest.raises(ValueError, match=f"steps divide .* got {steps}"):
             sampling.grid(steps)
+
+
+def test_a_progressive_student_is_the_teacher_of_the_next_stage(teacher, monkeypatch):
+    """The average that is the student at the end of the last stage, not the one that is drawn."""
+    original, apply = distill.progressive, lambda params, x, noise, cond: params * x
+    first = {"teacher": lambda *_: lambda x, level: 0.5 * x}
+    monkeypatch.setattr(distill, "progressive", lambda _, *args, **options: original(apply, *args, **options | first))
+    made = few_steps.METHODS["progressive"](teacher, replace(KNOBS, steps=8), 4)
+    averages, seen = train.ema.init(jnp.float32(0), made.ema), []
+    for step in range(8):
+        averages = train.ema.update_all(averages, jnp.float32(step + 1), made.ema, jnp.int32(step))
+        seen.append(float(averages[1]))
+    assert seen == [0, 0, 0, 4, 4, 4, 4, 8] and made.stage_updates == 4
+
+    @jax.jit
+    def value(drawn, student):
+        context = distill.Context(jnp.int32(4), (drawn, student), None)
+        return made.loss((jnp.float32(0.1), context), jax.random.key(0), {"x": jnp.ones((2, 2))})[0]
+
+    assert value(0.2, 0.3) == value(0.4, 0.3) != value(0.2, 0.5)
