@@ -33,7 +33,7 @@ MATHS = {
 }
 MATHS["losses"] = {"levels", "noise", "processes", "parameterize", "times", "weights", "likelihood", "guidance"}
 MATHS["tune"] = {"levels", "noise", "processes", "parameterize", "grids", "solvers", "sample"}
-MATHS["distill"] = MATHS["losses"] | {"losses", "solvers", "sample", "grids", "weights"}
+MATHS["distill"] = MATHS["losses"] | {"losses", "solvers", "sample", "grids", "weights", "schema"}
 BASIS = {"checks", "levels", "types"}  # what is checked, a level, and the types that pass between rooms
 MATHS = {room: known | ({"checks"} - {room} if room in BASIS else BASIS) for room, known in MATHS.items()}
 # Where arrays lie, and their paths in trees: numpy and jax alone; known to whoever makes or holds large arrays.

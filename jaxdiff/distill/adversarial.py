@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, check_number, factory
-from jaxdiff.distill.base import Context, Teacher, check_parts, denoiser_of, split_inputs
+from jaxdiff.distill.base import Context, Teacher, check_first, check_parts, denoiser_of, split_inputs
 from jaxdiff.distill.critics import (
     AdversarialLoss,
     Generator,
@@ -129,7 +129,7 @@ def few_step_generator(apply: Apply, prediction: Prediction, levels: Level, *, d
     check_function("apply", apply, "(params, x, noise, cond) -> F")
     check_function("prediction", prediction, "(level) -> Scalings")
     check_grid(levels)
-    prediction(levels.at(0))
+    check_first(levels.at(0), prediction)
     steps = levels.sigma.shape[0] - 1
 
     def generate(params: Params, key: Array, batch: Batch) -> Array:

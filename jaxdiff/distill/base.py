@@ -24,6 +24,7 @@ __all__ = [
     "Teacher",
     "TimePairs",
     "check_boundary",
+    "check_first",
     "check_parts",
     "context",
     "denoiser_of",
@@ -152,17 +153,20 @@ def teacher(
     check_function("prediction", prediction, "(level) -> Scalings")
     params = _frozen if params is None else params
     check_function("params", params, "(context) -> params")
-    if guide is None:
-        return lambda context, cond: denoiser(apply, params(context), prediction, cond)
-    if null_cond is None:
-        raise ValueError("a guided teacher needs null_cond, the condition of its unconditional denoiser")
-    check_function("guide", guide, "(cond, uncond) -> denoiser")
+    if guide is not None:
+        if null_cond is None:
+            raise ValueError("a guided teacher needs null_cond, the condition of its unconditional denoiser")
+        check_function("guide", guide, "(cond, uncond) -> denoiser")
 
-    def guided(context: Context, cond: Cond) -> Denoiser:
-        weights, null = params(context), like_null(cond, null_of(null_cond, context))
+    def made(context: Context, cond: Cond) -> Denoiser:
+        weights = params(context)
+        if guide is None:
+            return denoiser(apply, weights, prediction, cond)
+        null = like_null(cond, null_of(null_cond, context))
         return guide(*(denoiser(apply, weights, prediction, c) for c in (cond, null)))
 
-    return guided
+    made.prediction = prediction  # type: ignore[attr-defined]  # for `check_first`
+    return made
 
 
 def denoiser_of(teacher: Teacher, context: Context, cond: Cond) -> Denoiser:
@@ -206,6 +210,25 @@ def check_parts(teacher: Any = None, distance: Any = None, weight: Any = None) -
     ):
         if value is not None:
             check_function(name, value, signature)
+
+
+@concrete
+def check_first(level: Level | None, prediction: Prediction, teacher: Teacher | None = None) -> None:
+    """Raise ValueError if a grid starts at pure noise, where the student's or the teacher's prediction is undefined.
+
+    With alpha below 1e-6 sigma, as tables have it for 0, x0_hat has no digits either.
+
+    Args:
+        level: the first of the grid, scalar; None: unknown.
+        prediction: the student's.
+        teacher: its prediction is known if it was made by `teacher`.
+    """
+    if level is None or is_traced(level):
+        return
+    alpha = jnp.where(level.alpha < 1e-6 * level.sigma, 0, level.alpha)
+    for each in (prediction, getattr(teacher, "prediction", None)):
+        if each is not None:
+            each(level._replace(alpha=alpha))
 
 
 def check_boundary(process: Process, prediction: Prediction) -> None:

@@ -15,6 +15,7 @@ from jaxdiff.distill.base import (
     Teacher,
     TimePairs,
     check_boundary,
+    check_first,
     check_parts,
     denoiser_of,
     split_inputs,
@@ -84,8 +85,9 @@ def consistency(
         weights of the pairs.
 
     Raises:
-        ValueError: a prediction without f(x, 0) = x; a solver without a teacher, or one that draws noise or adapts its
-            step; an unknown target; from the loss, no average for the target "ema".
+        ValueError: a prediction without f(x, 0) = x, or one that is undefined at pure noise, the student's or the
+            teacher's, where the pairs are of a grid that starts there; a solver without a teacher, or one that draws
+            noise or adapts its step; an unknown target; from the loss, no average for the target "ema".
     """
     check_process(process)
     check_function("apply", apply, "(params, x, noise, cond) -> F")
@@ -95,6 +97,7 @@ def consistency(
     check_boundary(process, prediction)
     distance = pseudo_huber() if distance is None else distance
     check_parts(teacher, distance)
+    check_first(getattr(pairs, "first", None), prediction, teacher)
     params_of = _target(target)
     next_of = _next(teacher, solver)
 

@@ -156,5 +156,4 @@ def _check(
         check_number(name, value)
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
-    if warmup_steps < 0:
-        raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}")
+    check_number("warmup_steps", warmup_steps, low=0.0)

@@ -32,6 +32,7 @@ from jaxdiff.distill.jumps import (
     jump,
     two_jumps,
     two_time_denoiser,
+    upward,
     velocity,
 )
 from jaxdiff.levels import append_axes
@@ -125,7 +126,8 @@ def eulerian(
         jvp_apply: the network for the derivative; None is `apply`. Where `apply` computes in bfloat16, pass the same
             network in float32: derivatives in bfloat16 are too coarse.
         difference: take dPsi/dt as the central difference between t + difference and t - difference, as in `mean_flow`;
-            t - difference must be a time of the process with noise.
+            t - difference must be a time of the process with noise, and close to its noisiest time the upper one is
+            half way to it.
         distance: of the network's outputs.
         dropout: whether the network takes `key=` for dropout.
 
@@ -151,7 +153,8 @@ def eulerian(
         along = velocity(process, step.x, x0, step.t), jnp.ones_like(step.t)
         of = lambda apply: partial(end, two_time_denoiser(apply, params, prediction, step, dropout=dropout))  # noqa: E731
         exact = None if jvp_apply is None else of(jvp_apply)
-        (_, x0_hat), (moved, _) = derivative(of(apply), (step.x, step.t), along, difference, exact=exact)
+        up = upward(process, step.t, difference)
+        (_, x0_hat), (moved, _) = derivative(of(apply), (step.x, step.t), along, difference, up=up, exact=exact)
         # At s = t, dPsi/dt is the difference of the velocities of x0 and x0_hat, which is rate (x0 - x0_hat).
         cur, slope = (f.expand_to(step.x) for f in jax.jvp(process, (step.t,), along[1:]))
         rate = slope.alpha - cur.alpha * slope.sigma / cur.sigma

@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxdiff.checks import check_function, check_number
 from jaxdiff.distill.base import Context, TimePairs, check_parts
-from jaxdiff.levels import Level, from_x0, q_sample
+from jaxdiff.levels import Level, append_axes, from_x0, q_sample
 from jaxdiff.losses import split_batch
 from jaxdiff.noise import check_key
 from jaxdiff.parameterize import check_network_time, denoiser
@@ -31,6 +31,7 @@ __all__ = [
     "jump",
     "two_jumps",
     "two_time_denoiser",
+    "upward",
     "velocity",
 ]
 
@@ -188,6 +189,7 @@ def derivative(
     tangents: tuple[Array, ...],
     difference: float | None,
     *,
+    up: Array | None = None,
     exact: Callable[..., Any] | None = None,
 ) -> tuple[Any, Any]:
     """f and its derivative along tangents, `jax.jvp`, or the central difference of +- `difference` along them.
@@ -198,15 +200,26 @@ def derivative(
         f: the function.
         primals, tangents: where and along what.
         difference: None is the derivative itself.
+        up: what it is upwards, [B], as `upward` makes it; None: the same.
         exact: f in more digits, of which the derivative is taken, without a gradient; None: f.
     """
     if exact is not None:
-        return f(*primals), jax.lax.stop_gradient(derivative(exact, primals, tangents, difference)[1])
+        return f(*primals), jax.lax.stop_gradient(derivative(exact, primals, tangents, difference, up=up)[1])
     if difference is None:
         return jax.jvp(f, primals, tangents)
-    at = lambda h: f(*jax.tree.map(lambda p, t: p + h * t, primals, tangents))  # noqa: E731
-    slope = jax.tree.map(lambda a, b: (a - b) / (2 * difference), at(difference), at(-difference))
+    high, low = jnp.asarray(difference if up is None else up), jnp.asarray(-difference)
+    at = lambda h: f(*(p + append_axes(h, p.ndim).astype(p.dtype) * t for p, t in zip(primals, tangents, strict=True)))  # noqa: E731
+    slope = jax.tree.map(lambda a, b: (a - b) / append_axes(high - low, a.ndim).astype(a.dtype), at(high), at(low))
     return f(*primals), jax.lax.stop_gradient(slope)
+
+
+def upward(process: Process, t: Array, difference: float | None) -> Array | None:
+    """`difference`, or half of what is left up to the process's noisiest time, [B]; None where that has no end.
+
+    Beyond it alpha may be negative, and at it, 0, where some predictions are undefined.
+    """
+    end = getattr(process, "t_max", None)
+    return None if end is None or difference is None else jnp.minimum(difference, (end - t) / 2)
 
 
 def average(context: Context) -> Params:

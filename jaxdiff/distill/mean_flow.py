@@ -10,7 +10,7 @@ from jax import Array
 from jaxdiff.checks import concrete, describe, factory, is_traced
 from jaxdiff.distill.base import Context, Distance, Teacher, TimePairs, denoiser_of, split_inputs
 from jaxdiff.distill.distances import adaptive
-from jaxdiff.distill.jumps import check, check_difference, derivative, draw
+from jaxdiff.distill.jumps import check, check_difference, derivative, draw, upward
 from jaxdiff.distill.sorted_pairs import sorted_pairs
 from jaxdiff.levels import append_axes, from_x0, velocity
 from jaxdiff.parameterize import network_output, scalings, with_next_noise
@@ -55,7 +55,8 @@ def mean_flow(
         jvp_apply: the network for the derivative; None is `apply`. Where `apply` computes in bfloat16, pass the same
             network in float32: derivatives in bfloat16 are too coarse.
         difference: du/dt is the central difference between t + difference and t - difference, along the flow, for
-            networks whose derivative by the time is rough; costs one more evaluation. None is the derivative itself.
+            networks whose derivative by the time is rough; costs one more evaluation. Close to the noisiest time the
+            upper one is half way to it. None is the derivative itself.
         distance: of the two velocities; None is `adaptive(1.0, 0.01)`.
         dropout: whether the network takes `key=` for dropout.
 
@@ -87,7 +88,8 @@ def mean_flow(
         along = jax.lax.stop_gradient(u(x, t, t)) if improved else v
         exact = None if jvp_apply is None else lambda x, t: u(x, t, s, jvp_apply)
         tangents = along, jnp.ones_like(t)
-        mean, slope = derivative(lambda x, t: u(x, t, s), (x, t), tangents, difference, exact=exact)
+        up = upward(process, t, difference)
+        mean, slope = derivative(lambda x, t: u(x, t, s), (x, t), tangents, difference, up=up, exact=exact)
         gap = append_axes((t - s).astype(x.dtype), x.ndim)
         wanted = jax.lax.stop_gradient(v - gap * slope)
         each = distance(mean, wanted)

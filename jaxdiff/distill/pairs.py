@@ -19,6 +19,7 @@ from jaxdiff.grids.sigma import from_sigma_over_alpha
 from jaxdiff.levels import Level, check_grid, safe_log
 from jaxdiff.processes import Process
 from jaxdiff.processes.base import check_process
+from jaxdiff.schema import integer
 
 __all__ = ["Grid", "ct_decay", "ct_grid", "ect_pairs", "grid_pairs", "ict_grid", "log_normal_pairs"]
 
@@ -50,6 +51,7 @@ def grid_pairs(process: Process, levels: Grid) -> TimePairs:
         i = jax.random.randint(key, (batch,), 0, _steps(grid))
         return grid.t[i], grid.t[i + 1], jnp.ones(batch, grid.sigma.dtype)
 
+    pairs.first = _first(process, at)  # type: ignore[attr-defined]
     return pairs
 
 
@@ -85,6 +87,7 @@ def log_normal_pairs(process: Process, levels: Grid, *, mean: float = -1.1, std:
         sigma = jnp.exp(-lam)
         return grid.t[i], grid.t[i + 1], 1 / (sigma[i] - sigma[i + 1])
 
+    pairs.first = _first(process, at)  # type: ignore[attr-defined]
     return pairs
 
 
@@ -121,7 +124,8 @@ def ect_pairs(
         ValueError: fewer steps than stages or no stage, q <= 1, k < 0, std <= 0, or a process that ends at noise.
     """
     check_process(process, "time")
-    if not 1 <= stages <= steps:
+    steps, stages = integer("steps", steps, 1), integer("stages", stages, 1)
+    if stages > steps:
         raise ValueError(f"a run has at least one update for each stage, got stages = {stages}, steps = {steps}")
     if not q > 1:
         raise ValueError(f"q, the ratio of two stages, must be greater than 1, got {q}")
@@ -280,6 +284,12 @@ def _check_clean(process: Process, grid: Callable[[Array], Level] | None = None)
     last = jnp.zeros(()) if grid is None else jnp.asarray(grid(jnp.asarray(0, jnp.int32)).sigma)[-1]
     if not is_traced(sigma, last) and last == 0 and sigma > 0:
         raise ValueError(f"clean data has no time in {describe(process)}, whose cleanest has sigma = {sigma:.4g}")
+
+
+@concrete
+def _first(process: Process, at: Callable[[Array], Level]) -> Level:
+    """The noisiest level that is drawn, for `check_first`."""
+    return process(at(jnp.asarray(0, jnp.int32)).t[0])
 
 
 def _steps(levels: Level) -> Array:

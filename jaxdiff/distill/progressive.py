@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.checks import check_function, concrete, factory
-from jaxdiff.distill.base import Context, Teacher, denoiser_of, split_inputs
+from jaxdiff.distill.base import Context, Teacher, check_first, denoiser_of, split_inputs
 from jaxdiff.distill.base import teacher as make_teacher
 from jaxdiff.distill.distances import squared
 from jaxdiff.distill.jumps import two_jumps
@@ -18,6 +18,7 @@ from jaxdiff.losses import split_batch
 from jaxdiff.noise import check_key
 from jaxdiff.parameterize import denoiser
 from jaxdiff.sample import check_levels
+from jaxdiff.schema import integer
 from jaxdiff.types import Apply, Batch, Loss, Metrics, Params, Prediction, Weight
 from jaxdiff.weights import truncated_snr
 
@@ -72,14 +73,13 @@ def progressive(
     check_function("weight", weight, "(level) -> [B]")
     check_levels(levels)
     steps = levels.t.shape[0] - 1
-    if stages < 1 or steps % 2**stages:
+    stages, stage_updates = integer("stages", stages, 1), integer("stage_updates", stage_updates, 1)
+    if steps % 2**stages:
         raise ValueError(f"each stage halves the steps: 2^stages must divide {steps} steps, got stages={stages}")
-    if stage_updates < 1:
-        raise ValueError(f"a stage has at least 1 update, got stage_updates={stage_updates}")
-    prediction(levels.at(0))
     last_student = make_teacher(apply, prediction, params=average)
     if teacher is not None:
         check_function("teacher", teacher, "(context, cond) -> denoiser")
+    check_first(levels.at(0), prediction, teacher)
 
     def loss(inputs: tuple[Params, Context], key: Array, batch: Batch) -> tuple[Array, Metrics]:
         params, context = split_inputs(inputs)
@@ -126,7 +126,7 @@ def student_grid(levels: Level, steps: int) -> Level:
     """
     check_grid(levels)
     teacher_steps = levels.t.shape[0] - 1
-    if steps < 1 or teacher_steps % steps:
+    if teacher_steps % integer("steps", steps, 1):
         raise ValueError(f"a student's steps divide the {teacher_steps} steps of its teacher's grid, got {steps}")
     return levels.at(slice(None, None, teacher_steps // steps))
 

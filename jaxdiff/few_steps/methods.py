@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff import distill, losses, solvers, train
+from jaxdiff import distill, grids, losses, solvers, train
 from jaxdiff.experiment import UserError
 from jaxdiff.few_steps.adversarial import adversarial, distribution_matching, gan, latent_adversarial
 from jaxdiff.few_steps.method import Method, method_of
@@ -32,7 +32,14 @@ def progressive(teacher: Teacher, run: Run, steps: int) -> Method:
     stages = (TEACHER_STEPS // steps).bit_length() - 1
     if steps * 2**stages != TEACHER_STEPS or stages < 1:
         raise UserError(f"progressive distillation halves {TEACHER_STEPS} steps: sample_steps must be 1, 2, 4 or 8")
-    stage_updates = -(-run.steps // stages)
+    stage_updates, rest = divmod(run.steps, stages)
+    if rest or not stage_updates:
+        least = max(stage_updates, 1) * stages
+        nearest = f"{least}" if least > run.steps else f"{least} or {least + stages}"
+        raise UserError(
+            f"progressive distillation to {steps} steps has {stages} stages of as many updates each: --steps must be a "
+            f"multiple of {stages}, such as {nearest}, got {run.steps}"
+        )
     loss = distill.progressive(
         teacher.apply(),
         levels,
@@ -165,7 +172,15 @@ def shortcut(teacher: Teacher, run: Run, steps: int) -> Method:
     )
     if steps & (steps - 1) or steps > STEPS_OF_SHORTCUTS:
         raise UserError(f"shortcuts are doubled: sample_steps must be 1, 2, 4, ... {STEPS_OF_SHORTCUTS}, got {steps}")
-    return _jumping(teacher, distill.shortcut, steps=STEPS_OF_SHORTCUTS, share=0.5, **guided)
+    most = STEPS_OF_SHORTCUTS // 2 if guided else STEPS_OF_SHORTCUTS
+    if steps > most:
+        raise UserError(
+            f"the smallest steps, of 1/{STEPS_OF_SHORTCUTS}, are learned from data, without guidance: sample_steps "
+            f"must be at most {most} of a teacher with guidance, got {steps}"
+        )
+    made = _jumping(teacher, distill.shortcut, steps=STEPS_OF_SHORTCUTS, share=0.5, **guided)
+    levels = grids.by_time(teacher.process, most)  # those that it learns, with the guidance
+    return replace(made, sampling=replace(made.sampling, grid=lambda n: distill.student_grid(levels, n)))
 
 
 def mean_flow(teacher: Teacher, run: Run, steps: int) -> Method:
@@ -179,7 +194,7 @@ def mean_flow(teacher: Teacher, run: Run, steps: int) -> Method:
 def _differenced(teacher: Teacher, make: Callable[..., Loss]) -> Method:
     t_max = getattr(teacher.process, "t_max", None)
     difference = None if t_max is None else DIFFERENCE * t_max  # networks of EDM are given log sigma, which is smooth
-    pairs = _pairs(teacher, 0.0 if difference is None else difference)
+    pairs = _pairs(teacher, 0.0 if difference is None else 2 * difference)  # t - difference has noise
     jvp_apply = _in_float32(teacher, _clone(teacher, next_noise=True))
     return _jumping(teacher, make, pairs=pairs, teacher=teacher.denoiser(), jvp_apply=jvp_apply, difference=difference)
 

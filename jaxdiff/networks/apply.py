@@ -1,12 +1,14 @@
 """Linen modules as pure functions."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 from jax import Array
 from jax.dtypes import canonicalize_dtype
 
@@ -26,13 +28,15 @@ def as_apply(module: nn.Module) -> Callable[..., Any]:
     Returns:
         apply(params, x, noise, cond=None, *, key=None) -> the network's output. With a key, the network applies
         dropout. Its attribute `expects_hundreds` says whether the network embeds noise inputs by sinusoids made for
-        hundreds, which are almost constant over [0, 1]; see `parameterize.with_network_time`.
+        hundreds, which are almost constant over [0, 1]; see `parameterize.with_network_time`. It raises ValueError
+        where the parameters are those of data of another shape.
     """
 
     def apply(params, x, noise, cond=None, *, key=None):
         rngs = None if key is None else {"dropout": key}
         params, x = kept_in_loops(params, x)
-        return module.apply({"params": params}, x, noise, cond, train=key is not None, rngs=rngs)
+        with _fitting(x):
+            return module.apply({"params": params}, x, noise, cond, train=key is not None, rngs=rngs)
 
     time = getattr(module, "time", None)
     by_sinusoids = isinstance(time, Sinusoidal) and time.max_period > 1
@@ -63,7 +67,8 @@ def as_features(module: nn.Module, names: Sequence[str]) -> Callable[..., dict[s
     def captured(params, x, noise, cond, key, keep):
         rngs = None if key is None else {"dropout": key}
         options = {"capture_intermediates": keep, "mutable": ["intermediates"]}
-        _, state = module.apply({"params": params}, x, noise, cond, train=key is not None, rngs=rngs, **options)
+        with _fitting(x):
+            _, state = module.apply({"params": params}, x, noise, cond, train=key is not None, rngs=rngs, **options)
         return _by_layer(state.get("intermediates", {}))
 
     def features(params, x, noise, cond=None, *, key=None):
@@ -78,6 +83,16 @@ def as_features(module: nn.Module, names: Sequence[str]) -> Callable[..., dict[s
         return {name: found[name][0] for name in wanted}
 
     return features
+
+
+@contextmanager
+def _fitting(x: Any) -> Iterator[None]:
+    """Raise ValueError for parameters whose shapes are not those that a network has for x."""
+    try:
+        yield
+    except ScopeParamShapeError as error:
+        shape = jax.tree.map(jnp.shape, x)
+        raise ValueError(f"the network's parameters are not for x of shape {shape}: {error}") from error
 
 
 def _only(names: set[str]) -> Callable[[nn.Module, str], bool]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff import distill, train
+from jaxdiff import distill, networks, train
 from jaxdiff.distill.base import Context, check_boundary, split_inputs
 from jaxdiff.parameterize import Scalings
 
@@ -42,6 +42,29 @@ def test_a_teacher_is_the_denoiser_of_its_parameters():
     guide = lambda cond, uncond: jd.guidance.cfg(cond, uncond, scale)  # noqa: E731
     guided = distill.teacher(apply, V, guide=guide, null_cond={"label": null})(context, {"label": label})(x, level)
     np.testing.assert_allclose(guided, f(2.0, 0 * label) * (1 - scale) + scale * f(2.0, label), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["consistency", "mean_flow", "progressive"])
+def test_a_teacher_of_data_of_another_shape_is_refused(name):
+    """Of points of 3 numbers, where x are of 2."""
+    network, levels = networks.MLP(width=4, num_blocks=0), jd.grids.by_time(FLOW, 4)
+    params = jax.eval_shape(lambda: networks.init(network, jax.random.key(0), jnp.zeros((1, 3))))
+    teacher = distill.teacher(networks.as_apply(network), V)
+    student = lambda params, x, noise, cond: params * x  # noqa: E731
+    loss = {
+        "consistency": lambda: distill.consistency(
+            student, FLOW, V, pairs=distill.grid_pairs(FLOW, levels), teacher=teacher
+        ),
+        "mean_flow": lambda: distill.mean_flow(student, FLOW, V, teacher=teacher),
+        "progressive": lambda: distill.progressive(student, levels, V, stages=1, stage_updates=1, teacher=teacher),
+    }[name]()
+
+    def of(params):
+        inputs = jnp.float32(1), Context(jnp.int32(0), jnp.float32(1), {"teacher": params})
+        return loss(inputs, jax.random.key(0), {"x": jnp.ones((4, 2))})
+
+    with pytest.raises(ValueError, match=r"are not for x of shape \(4, 2\): .* \(2, 4\), but .* has shape \(3, 4\)"):
+        jax.eval_shape(of, params)
 
 
 def test_distances():

@@ -1,5 +1,8 @@
 """Consistency distillation and training on Gaussian data, where all is known, and on a mixture's integrated flow."""
 
+import itertools
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -286,6 +289,19 @@ def test_mistakes():
             make(teacher=teacher, solver=solver)
     with pytest.raises(ValueError, match="'student', 'ema' or a function"):
         make(target="average")
+    of_eps = distill.teacher(apply, parameterize.eps)
+    table = Discrete.linear(10)
+    table = replace(table, alpha=np.append(table.alpha[:-1], 1e-30), sigma=np.append(table.sigma[:-1], 1.0))
+    for process, of_grid in itertools.product(
+        (Flow(), Cosine(), table), (distill.grid_pairs, distill.log_normal_pairs)
+    ):
+        pairs = of_grid(process, process(process.t_max * jnp.asarray([1, 0.5, 0])))
+        make(pairs=pairs)
+        for options in ({"prediction": parameterize.eps}, {"teacher": of_eps}):
+            with pytest.raises(ValueError, match=r"predicts eps cannot denoise pure noise .* x0, v or velocity"):
+                make(pairs=pairs, **options)
+        late = of_grid(process, process(process.t_max * jnp.asarray([0.9, 0])))
+        make(parameterize.eps, pairs=late, teacher=of_eps)
     params = {"a": jnp.ones(())}
     for ema, message in ((None, r"distill.context\(ema=True\)"), ((params, params), r"context.ema\[0\]")):
         with pytest.raises(ValueError, match=message):

@@ -261,7 +261,9 @@ def test_mistakes():
     for options, message in (
         ({"sigma_data": 0.0}, "sigma_data must be positive"),
         ({"c": -0.1}, "c must be positive"),
-        ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
+        ({"warmup_steps": -1}, "warmup_steps must be a finite number .* got -1"),
+        ({"warmup_steps": "a"}, "warmup_steps must be a finite number .* got 'a'"),
+        ({"warmup_steps": np.nan}, "warmup_steps must be a finite number .* got nan"),
         ({"jvp_apply": lambda x: x}, "jvp_apply must be a function"),
     ):
         with pytest.raises(ValueError, match=message):

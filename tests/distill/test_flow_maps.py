@@ -11,7 +11,7 @@ from helpers.few_step import BASIS, M, V, context, denoise, fixed, named, nodes,
 
 import jaxdiff as jd
 from jaxdiff import distill
-from jaxdiff.distill.jumps import jump, two_jumps, velocity
+from jaxdiff.distill.jumps import derivative, jump, two_jumps, upward, velocity
 from jaxdiff.parameterize import edm, v
 from jaxdiff.parameterize import velocity as flow_velocity
 from jaxdiff.solvers.base import exponential_step, implied_x0
@@ -71,6 +71,25 @@ def test_on_flow_the_eulerian_loss_is_meanflow():
     loss = distill.mean_flow(student(FLOW, VELOCITY), FLOW, VELOCITY, pairs=fixed(T, CLEAN), distance=distill.squared)
     theirs = jax.jit(jax.value_and_grad(lambda p: loss((p, context()), KEY, nodes(4))[0]))(p)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), both("eulerian", "flow")(p, 0.0)[0], theirs)
+
+
+def test_a_difference_stays_within_the_process():
+    """No time is the noisiest or beyond it, where `edm` is undefined, and the quotient is by the true gap."""
+
+    def apply(params, x, noise, cond):
+        return jnp.sin(params * x) + noise[:, None]
+
+    t, s = jnp.asarray([0.995, 1 - 1e-6, 0.5]), jnp.asarray([0.1, 0.1, 0.5])
+    options = {"pairs": fixed(t, s), "difference": 0.02}
+    loss = distill.eulerian(apply, FLOW, edm(0.5), **options)
+    batch = {"x": jnp.ones((3, 1)), "eps": jnp.ones((3, 1))}
+    value, slope = jax.jit(jax.value_and_grad(lambda p: loss((p, context()), KEY, batch)[0]))(0.3)
+    assert np.isfinite(value) and np.isfinite(slope) and slope != 0
+    square = lambda t: t[:, None] ** 2  # noqa: E731
+    up = upward(FLOW, t, 0.02)
+    np.testing.assert_allclose(up, [0.0025, 5e-7, 0.02], rtol=0.1)
+    got = jax.jit(lambda t: derivative(square, (t,), (jnp.ones(3),), 0.02, up=up))(t)[1]
+    np.testing.assert_allclose(got[:, 0], 2 * t + up - 0.02, rtol=1e-3)  # ((t + a)^2 - (t - b)^2) / (a + b)
 
 
 def integrate(x, t, s, steps=24):

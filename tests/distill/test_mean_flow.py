@@ -90,7 +90,7 @@ def test_a_difference_comes_to_the_derivative_and_does_not_see_a_ripple(make):
         of = make(network, FLOW, VELOCITY, **given)
         return jax.grad(lambda p: of((p, context()), KEY, nodes(4))[0])(ZERO + 0.1)
 
-    steps = (None, 0.1, 0.05)
+    steps = (None, 0.05, 0.025)
     smooth, rough = jax.jit(lambda: [[loss(n, h) for h in steps] for n in (APPLY, rippled)])()
     off, half = (np.abs(np.asarray(g) - np.asarray(smooth[0])).max() for g in smooth[1:])
     assert 1.8 < np.log2(off / half) < 2.2

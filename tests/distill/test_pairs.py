@@ -166,6 +166,8 @@ def test_mistakes():
                 make(process, grid)
     with pytest.raises(ValueError, match="clean data has no time in Learned"):
         distill.ect_pairs(process, steps=100)
+    with pytest.raises(ValueError, match=r"stages must be an integer of at least 1, got 2\.5"):
+        distill.ect_pairs(EDM(), steps=10, stages=2.5)
     with pytest.raises(ValueError, match="stages = 8, steps = 4"):
         distill.ect_pairs(EDM(), steps=4)
     with pytest.raises(ValueError, match="q, the ratio"):

@@ -276,13 +276,17 @@ def test_mistakes():
             distill.progressive(network, levels, prediction, **{"stages": 2, "stage_updates": 3} | options)
 
     refused("must divide 4 steps, got stages=3", stages=3)
-    refused("stages=0", stages=0)
-    refused("got stage_updates=0", stage_updates=0)
+    for value in (0, "2", None, 2.0, True):
+        refused(f"stages must be an integer of at least 1, got {value!r}", stages=value)
+        refused(f"stage_updates must be an integer of at least 1, got {value!r}", stage_updates=value)
     refused("cannot denoise pure noise", prediction=parameterize.eps)
+    refused("cannot denoise pure noise", teacher=distill.teacher(network, parameterize.eps))
     refused("noise of a grid falls", levels=LEVELS.at(slice(None, None, -1)))
     refused("teacher must be a function", teacher=2.0)
     with pytest.raises(ValueError, match="divide the 4 steps of its teacher's grid, got 3"):
         distill.student_grid(LEVELS, 3)
+    with pytest.raises(ValueError, match=r"steps must be an integer of at least 1, got 2\.0"):
+        distill.student_grid(LEVELS, 2.0)
     loss = distill.progressive(network, LEVELS, parameterize.x0, stages=2, stage_updates=3)
     with pytest.raises(ValueError, match=r"context\(ema=True\)"):
         loss((jnp.float32(1.0), distill.Context(jnp.int32(0), None, None)), KEY, BATCH)
