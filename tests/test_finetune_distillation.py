@@ -249,3 +249,8 @@ def test_mistakes(dit, cross, tmp_path):
     fields = {"_class_name": "DDIMScheduler", "prediction_type": "sample"}
     (tmp_path / "clean" / "scheduler_config.json").write_text(json.dumps(fields))
     fails(r"f\(x, 0\) = x", directory=str(tmp_path / "clean"), mode="lora", distill="consistency")
+    fields |= {"prediction_type": "epsilon", "rescale_betas_zero_snr": True}
+    (tmp_path / "clean" / "scheduler_config.json").write_text(json.dumps(fields))
+    fails(
+        "predicts eps cannot denoise pure noise", directory=str(tmp_path / "clean"), mode="lora", distill="consistency"
+    )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff import distill, grids, losses, solvers, train
+from jaxdiff import distill, grids, losses, networks, solvers, train
 from jaxdiff.experiment import UserError
 from jaxdiff.few_steps.adversarial import adversarial, distribution_matching, gan, latent_adversarial
 from jaxdiff.few_steps.method import Method, method_of
@@ -194,9 +194,20 @@ def mean_flow(teacher: Teacher, run: Run, steps: int) -> Method:
 def _differenced(teacher: Teacher, make: Callable[..., Loss]) -> Method:
     t_max = getattr(teacher.process, "t_max", None)
     difference = None if t_max is None else DIFFERENCE * t_max  # networks of EDM are given log sigma, which is smooth
+    if difference is None:
+        _check_smooth(teacher)
     pairs = _pairs(teacher, 0.0 if difference is None else 2 * difference)  # t - difference has noise
     jvp_apply = _in_float32(teacher, _clone(teacher, next_noise=True))
     return _jumping(teacher, make, pairs=pairs, teacher=teacher.denoiser(), jvp_apply=jvp_apply, difference=difference)
+
+
+def _check_smooth(teacher: Teacher) -> None:
+    """Refuse a network that rounds the time, whose derivative by it is 0."""
+    if isinstance(getattr(teacher.network, "time", None), networks.LearnedTimes):
+        raise UserError(
+            f"this method differentiates the network by the time, and that of {teacher.path} rounds it, to the rows of "
+            "a table: use a method without derivatives, e.g. semigroup or consistency"
+        )
 
 
 def _pairs(teacher: Teacher, least: float = 0.0) -> distill.TimePairs:
@@ -212,6 +223,7 @@ def _pairs(teacher: Teacher, least: float = 0.0) -> distill.TimePairs:
 
 def lagrangian(teacher: Teacher, run: Run, steps: int) -> Method:
     """Boffi et al. 2024: flow maps by the derivative with respect to the end of a step, which is learned in float32."""
+    _check_smooth(teacher)
     apply = _in_float32(teacher, _clone(teacher, next_noise=True))
     return _jumping(teacher, distill.lagrangian, apply=apply, pairs=_pairs(teacher), teacher=teacher.denoiser())
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import tiny_points
 
-from jaxdiff import conditions, distill, few_steps, train
+from jaxdiff import conditions, distill, few_steps, networks, train
 from jaxdiff.experiment import UserError
 from jaxdiff.options import Run
 
@@ -77,3 +77,12 @@ def test_a_progressive_student_is_the_teacher_of_the_next_stage(teacher, monkeyp
         return made.loss((jnp.float32(0.1), context), jax.random.key(0), {"x": jnp.ones((2, 2))})[0]
 
     assert value(0.2, 0.3) == value(0.4, 0.3) != value(0.2, 0.5)
+
+
+def test_a_network_that_rounds_the_time_has_no_derivative(teacher):
+    network = networks.UNet(time=networks.LearnedTimes(10))
+    model = replace(teacher.experiment.model, network=network)
+    rounding = replace(teacher, experiment=replace(teacher.experiment, model=model))
+    with pytest.raises(UserError, match=r"that of tiny rounds it, .* semigroup or consistency"):
+        few_steps.METHODS["lagrangian"](rounding, KNOBS, 1)
+    few_steps.METHODS["eulerian"](rounding, KNOBS, 1)  # by a difference
