@@ -88,7 +88,7 @@ class Display:
         """Wait until at most `ahead` dispatches are running, and take all that have finished.
 
         They are shown and logged if the last bundle is older than `PERIOD`, if an update was skipped, or if `ahead` is
-        0.
+        0. Several processes must find too many skipped updates at the same step: they take what they have waited for.
 
         Returns:
             whether any has finished.
@@ -97,7 +97,9 @@ class Display:
             NotFinite: too many consecutive updates were skipped.
         """
         finished = False
-        while len(self._pending) > ahead or (self._pending and self._pending[0][1]["skipped"].is_ready()):
+        while len(self._pending) > ahead or (
+            self._pending and jax.process_count() == 1 and self._pending[0][1]["skipped"].is_ready()
+        ):
             done, metrics, size = self._pending.popleft()
             finished = True
             skipped = np.count_nonzero(metrics["skipped"])  # waits for the dispatch

@@ -148,8 +148,10 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.start, self.skipped, self.stopping = self.done, int(self.state.skipped), False
-        # On simulated devices, steps in flight can deadlock in their collectives; real devices queue them.
-        self.queues = self.mesh.size == 1 or self.mesh.devices.flat[0].platform != "cpu"
+        # On simulated devices, steps in flight can deadlock in their collectives; real devices queue them. Several
+        # processes must end at the same step, whatever their clocks say of the duration of one.
+        simulated = self.mesh.size > 1 and self.mesh.devices.flat[0].platform == "cpu"
+        self.most = 0 if simulated else 1 if jax.process_count() > 1 else MOST_QUEUED
 
     def train(self) -> None:
         self.goodput.begin(self.start, self.steps)
@@ -233,7 +235,7 @@ class _Run:
         saving = self.keeper.due(self.done) or last
         preview, snapshot = (look if look.due(self.done, self.steps) else None for look in self.looks)
         rare = saving or preview is not None or snapshot is not None
-        most = max(1, min(int(QUEUED / self.goodput.step_seconds), MOST_QUEUED)) if self.queues else 0
+        most = min(self.most, max(1, int(QUEUED / self.goodput.step_seconds)))
         if rare or self.display.due(most):
             self.flush(0 if rare else (most + 1) // 2)
         if rare:

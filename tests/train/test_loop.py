@@ -78,6 +78,11 @@ def test_steps_that_have_finished_are_not_left_waiting(monkeypatch):
         assert shown.flush(3)
         assert [record["step"] for record in records] == [1, 2, 3]
         assert not shown.flush(3)
+        # Several processes end at the same step, whenever each of them finds its dispatches done.
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        now[0] += display.PERIOD / 2
+        shown.push(5, metrics_of(jnp.int32(0)), 8)
+        assert shown.flush(1) and shown.due(0) and not shown.due(1)
 
 
 def test_short_steps_are_waited_for_several_at_a_time(monkeypatch):
