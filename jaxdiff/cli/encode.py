@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from jaxdiff.trust import trusting
 
 Rows = dict[str, np.ndarray]
 Examples = list[dict[str, Any]]
+Embed = Callable[[Sequence[str]], Rows]
+TextsOf = Callable[[Examples], Rows]
 PREVIEWS = 20  # captions whose prompts are written for previews
 
 
@@ -68,22 +71,13 @@ def command(
     with trusting(trust):
         vae = latents.load_autoencoder(directory, mesh)
     images = data.open_dataset(source, split, size=size, channels=vae.config.get("in_channels", 3), captions=captions)
-    embed, table = None, {}
-    if prompt:
-        count = min(len(images), PREVIEWS)
-        chosen = [len(images) * i // count for i in range(count)] if captions else []
-        shown = [*(_prompt_of(prompt, images[i]) for i in chosen), ""]
-        prompts = shown if captions else data.class_prompts(prompt, images.class_names)
-        embed = _embed(directory, base, size)
-        table = embed(prompts)
-
-    def texts_of(examples: Examples) -> Rows:
-        if embed and captions:
-            prompts = [_prompt_of(prompt, example) for example in examples]
-            rows = embed(prompts + [""] * (batch - len(prompts)))  # of one length, which compiles once
-            return {name: a[: len(prompts)] for name, a in rows.items()}
-        return {name: a[[example["label"] for example in examples]] for name, a in table.items()}
-
+    load = partial(_embedder, directory, base, size)
+    said: tuple[Rows, TextsOf] = {}, lambda examples: {}
+    if captions:
+        said = _of_captions(images, prompt, load, batch)
+    elif prompt:
+        said = _of_classes(images, prompt, load)
+    table, texts_of = said
     encode = latents.encoder(vae, batch, mesh)
 
     with Lock(out, what="encoding"):
@@ -124,17 +118,32 @@ def _check_free(out: Path) -> None:
         raise ValueError(f"{out} already has .npz files: choose another --out")
 
 
-def _embed(directory: Path, base: Path | None, size: int) -> Callable[[Sequence[str]], Rows]:
+def _embedder(directory: Path, base: Path | None, size: int) -> Embed:
     encode = text_to_image.prompt_encoder(directory, size=(size, size), base=base, dtype=compute_dtype())
     return lambda prompts: {name: np.asarray(value, np.float16) for name, value in encode(prompts).items()}
 
 
-def _prompt_of(prompt: str, example: dict[str, Any]) -> str:
-    return prompt.replace("{}", example["captions"][0])
+def _of_classes(images: data.Dataset, prompt: str, load: Callable[[], Embed]) -> tuple[Rows, TextsOf]:
+    """The embeddings of the classes' prompts, and the function that looks up those of examples."""
+    prompts = data.class_prompts(prompt, images.class_names)
+    table = load()(prompts)
+    return table, lambda examples: {name: a[[each["label"] for each in examples]] for name, a in table.items()}
+
+
+def _of_captions(images: data.Dataset, prompt: str, load: Callable[[], Embed], batch: int) -> tuple[Rows, TextsOf]:
+    """The embeddings of some captions' prompts, and the function that makes those of up to `batch` examples."""
+    embed, count = load(), min(len(images), PREVIEWS)
+    of = lambda example: prompt.replace("{}", example["captions"][0])  # noqa: E731
+
+    def texts_of(examples: Examples) -> Rows:
+        rows = embed([*map(of, examples), *[""] * (batch - len(examples))])  # of one length, which compiles once
+        return {name: a[: len(examples)] for name, a in rows.items()}
+
+    return embed([*(of(images[len(images) * i // count]) for i in range(count)), ""]), texts_of
 
 
 def _batches(
-    images: data.Dataset, encode: latents.Encode, texts_of: Callable[[Examples], Rows], *, batch: int, flip: bool
+    images: data.Dataset, encode: latents.Encode, texts_of: TextsOf, *, batch: int, flip: bool
 ) -> Iterator[Rows]:
     count = -(-len(images) // batch)
     for examples in tqdm(data.read_ahead(images, batch), desc="encoding", unit="batch", total=count):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdiff.data.objects import COLOURS, COUNTS, PLACES, SIZES, SUBSETS, is_among, objects
+from jaxdiff.data.objects import COLOURS, COUNTS, PLACES, SIZES, SUBSETS, is_among, objects, plural
 from jaxdiff.data.render import render
 from jaxdiff.data.twemoji import TONES, load_twemoji
 from jaxdiff.schema import integer
@@ -37,10 +37,6 @@ LENGTH, BLOCK = 2**18, 2**12  # of a source, and examples drawn together: single
 LANES = 16  # random numbers for an example
 PLAIN = ("grinning face", "dog face", "pizza", "strawberry", "octopus")  # among the previews
 PREVIEWS = ((6, 2, 1, 1, 0), (3, 2, 0, 0, 0))  # of each kind, seen and held out
-IRREGULAR = {
-    "goose": "geese", "mouse": "mice", "wolf": "wolves", "ox": "oxen", "scarf": "scarves", "tomato": "tomatoes",
-    "potato": "potatoes", "mango": "mangoes", "rhinoceros": "rhinoceroses",
-} | {name: name for name in ("bison", "deer", "fish", "moose", "sheep", "shrimp", "squid")}  # fmt: skip
 
 
 class Composition(NamedTuple):
@@ -244,15 +240,6 @@ def texts(subset: str = "all") -> list[str]:
     words = ["a an and on the background mirrored", *COUNTS.values(), *SIZES, *COLOURS, *PLACES]
     words += [] if subset != "all" else ["skin tone", *TONES]
     return [*(text for _, each in _named(subset) for text in each), *names, *map(plural, names), *words]
-
-
-def plural(name: str) -> str:
-    """The plural of a noun, e.g. "cherry" -> "cherries"."""
-    if name in IRREGULAR:
-        return IRREGULAR[name]
-    if name.endswith("y") and name[-2] not in "aeiou":
-        return f"{name[:-1]}ies"
-    return name + ("es" if name.endswith(("s", "x", "z", "ch", "sh")) else "s")
 
 
 def previews(subset: str = "all") -> tuple[Preview, ...]:

@@ -12,7 +12,7 @@ from jaxdiff.data.twemoji import load_twemoji
 
 __all__ = [
     "BACKGROUNDS", "COLOURS", "COUNTS", "PLACES", "SIZES", "SUBSETS", "Objects", "is_among", "layer", "name_of",
-    "objects",
+    "objects", "plural",
 ]  # fmt: skip
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
@@ -45,6 +45,10 @@ FEW = {
 }  # fmt: skip
 FACES = r"face-.*|cat-face|monkey-face|emotion"  # the names of most are no nouns
 PERSONS = r"person|person-role|person-fantasy"
+IRREGULAR = {
+    "goose": "geese", "mouse": "mice", "wolf": "wolves", "ox": "oxen", "scarf": "scarves", "tomato": "tomatoes",
+    "potato": "potatoes", "mango": "mangoes", "rhinoceros": "rhinoceroses",
+} | {name: name for name in ("bison", "deer", "fish", "moose", "sheep", "shrimp", "squid")}  # fmt: skip
 
 
 class Objects(NamedTuple):
@@ -105,6 +109,15 @@ def objects() -> Objects:
 def name_of(captions: tuple[str, ...]) -> str:
     """The caption of the fewest words, the first of them."""
     return min(captions, key=lambda text: len(text.split()))
+
+
+def plural(name: str) -> str:
+    """The plural of a noun, e.g. "cherry" -> "cherries"."""
+    if name in IRREGULAR:
+        return IRREGULAR[name]
+    if name.endswith("y") and name[-2] not in "aeiou":
+        return f"{name[:-1]}ies"
+    return name + ("es" if name.endswith(("s", "x", "z", "ch", "sh")) else "s")
 
 
 def is_plural(name: str) -> bool:

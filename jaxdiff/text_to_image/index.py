@@ -153,7 +153,10 @@ def prompt_encoder(
     """Make `encode_prompts` for many lists of prompts; each length of a list compiles once.
 
     Args:
-        directory: as for `encode_prompts`, and the others, too.
+        directory: these arguments, the condition and the errors are those of `encode_prompts`.
+        size: (height, width) of the images.
+        base: a directory that gives what the other lacks.
+        dtype: of the encoders' computation.
 
     Returns:
         B texts -> the condition by its names, float32 [B, ...].

@@ -56,7 +56,7 @@ def fit(
 ) -> TrainState:
     """Train until `state.step` is `steps`; a state from a checkpoint continues from its step.
 
-    On SIGTERM or the first Ctrl-C, the running step finishes, the state is saved, and the function returns early
+    On SIGTERM or the first Ctrl-C, the steps that run finish, the state is saved, and the function returns early
     (state.step < steps), without waiting for data or a preview. A failed save, a preview or snapshot that cannot be
     written, or a log that raises does not end training: the error is printed, and a save is repeated. The state is
     saved before any other exception propagates; with several processes only if all of them raise it, since a save

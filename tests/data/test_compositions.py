@@ -175,7 +175,7 @@ def test_captions():
     for text, each in texts.items():
         assert compositions.caption(each) == text
     plurals = {"cherry": "cherries", "monkey": "monkeys", "fox": "foxes", "fish": "fish", "sandwich": "sandwiches"}
-    assert {name: compositions.plural(name) for name in plurals} == plurals
+    assert {name: objects.plural(name) for name in plurals} == plurals
     assert objects.is_plural("grapes") and not objects.is_plural("octopus") and not objects.is_plural("compass")
 
 
