@@ -72,12 +72,12 @@ def command(
         vae = latents.load_autoencoder(directory, mesh)
     images = data.open_dataset(source, split, size=size, channels=vae.config.get("in_channels", 3), captions=captions)
     load = partial(_embedder, directory, base, size)
-    said: tuple[Rows, TextsOf] = {}, lambda examples: {}
+    embeddings: tuple[Rows, TextsOf] = {}, lambda examples: {}
     if captions:
-        said = _of_captions(images, prompt, load, batch)
+        embeddings = _of_captions(images, prompt, load, batch)
     elif prompt:
-        said = _of_classes(images, prompt, load)
-    table, texts_of = said
+        embeddings = _of_classes(images, prompt, load)
+    table, texts_of = embeddings
     encode = latents.encoder(vae, batch, mesh)
 
     with Lock(out, what="encoding"):
