@@ -45,12 +45,18 @@ def adamw(
         mu_dtype: dtype of the gradient's average, float32 or bfloat16; None: that of the parameters.
 
     Raises:
-        ValueError: the schedule is unknown or lacks `steps` beyond the warm-up, or mu_dtype is another one.
+        ValueError: the schedule is unknown or lacks `steps` beyond the warm-up, mu_dtype is another one, b1 or b2 is
+            outside [0, 1), or lr or weight_decay is so large that parameters overflow.
     """
     _check(mu_dtype)
+    if not (0 <= b1 < 1 and 0 <= b2 < 1):
+        raise ValueError(f"b1 and b2 must be in [0, 1), got {b1} and {b2}")
+    # What makes it bounded.
+    if not (lr < 1e6 and lr * weight_decay <= 1):
+        raise ValueError(f"lr must be less than 1e6, and lr times weight_decay at most 1, got {lr} and {weight_decay}")
     rate = _rate(lr, warmup_steps, steps, schedule)
     adam = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=mu_dtype)
-    return packing.packed(optax.chain(_clipping(clip_norm), adam))
+    return packing.Bounded(*packing.packed(optax.chain(_clipping(clip_norm), adam)))
 
 
 def adafactor(

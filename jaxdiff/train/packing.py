@@ -42,17 +42,22 @@ def unpack(parts: dict[str, Any], like: Any) -> Any:
         like: tree of arrays of the same shapes and dtypes.
     """
     large = iter(jax.tree.leaves(parts["large"]))
-    start = dict.fromkeys(parts["small"], 0)
+    # Of slices that begin where the compiler does not know, one kernel takes many; of others, each is a kernel.
+    start = dict.fromkeys(parts["small"], jax.lax.optimization_barrier(jnp.zeros((), jnp.int32)))
 
     def take(x: Any) -> Array:
         if not _is_small(x):
             return next(large)
         dtype = str(x.dtype)
-        part = jax.lax.slice_in_dim(parts["small"][dtype], start[dtype], start[dtype] + x.size)
+        part = jax.lax.dynamic_slice_in_dim(parts["small"][dtype], start[dtype], x.size)
         start[dtype] += x.size
         return part.reshape(x.shape)
 
     return jax.tree.map(take, like)
+
+
+class Bounded(optax.GradientTransformation):
+    """An optimizer whose updates are finite where the norm of the gradients is: a step need not look at each."""
 
 
 def packed(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

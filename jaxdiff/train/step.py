@@ -124,11 +124,13 @@ def make_update(
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, also under strict promotion
             norm = packing.norm(grads)
             updates, opt = optimizer.update(grads, state.opt, state.params)
-            moved = packing.norm(updates)
             params = optax.apply_updates(state.params, updates)
         # With finite norms, the parameters and the averages of gradients and of their squares are finite, too. The norm
         # of the update overflows first: parameters of less than 1e19 don't.
-        good = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(moved)
+        good = jnp.isfinite(value) & jnp.isfinite(norm)
+        if not isinstance(optimizer, packing.Bounded):
+            with jax.numpy_dtype_promotion("standard"):
+                good &= jnp.isfinite(packing.norm(updates))
         fresh, old = (params, opt), (state.params, state.opt)
         params, opt = jax.tree.map(lambda new, old: jnp.where(good, new, old), fresh, old)
         decays = jax.tree.map(lambda decay: lambda count: jnp.where(good, decay(count), 1.0), ema)

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from jaxdiff import train
-from jaxdiff.train import adafactor, adamw, restarting, skip_spikes, with_projection
+from jaxdiff.train import adafactor, adamw, packing, restarting, skip_spikes, with_projection
 
 
 def moves(optimizer, gradients, start=1.0):
@@ -77,6 +77,31 @@ def test_refused(arguments):
     for make in (adamw, adafactor):
         with pytest.raises(ValueError, match="schedule"):
             make(0.1, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"b1": 1.0}, "b1 and b2 must be in"), ({"b2": -0.1}, "b1 and b2 must be in"), ({"lr": 1e39}, "less than 1e6"),
+     ({"lr": float("nan")}, "less than 1e6"), ({"weight_decay": 20.0}, "got 0.1 and 20.0")],
+)  # fmt: skip
+def test_adamw_refuses_what_overflows(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        adamw(**{"lr": 0.1, **arguments})
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_updates_of_adamw_are_finite_where_the_norm_is(dtype):
+    """So that a step does not look at each."""
+    optimizer = adamw(1e5, clip_norm=None, b1=0.0, b2=0.0, weight_decay=1e-5, mu_dtype=dtype)
+    assert isinstance(optimizer, packing.Bounded)
+    params = {"a": jnp.array([0.0, 1e38, -1e38]), "b": jnp.ones((64, 64))}
+    state = optimizer.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        for scale in (0.0, 1e-45, 1e-30, 1e17, 1e-30, 0.0):
+            grads = jax.tree.map(lambda x, scale=scale: scale * jnp.cos(x), params)
+            assert np.isfinite(packing.norm(grads))
+            updates, state = optimizer.update(grads, state, params)
+            assert all(np.isfinite(x).all() for x in jax.tree.leaves(optax.apply_updates(params, updates)))
 
 
 def test_projected_updates_end_where_the_projection_of_the_others_does():
