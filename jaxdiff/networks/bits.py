@@ -4,16 +4,18 @@ jax.random's generator compiles anew for each shape, about a quarter second each
 weights and dropout masks do not need its quality, and should not pay its cost.
 """
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 
-def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
-    """Draw independent integers, uniform on 0 .. 2^32 - 1, by hashing each position with the key.
+def random_bits(words: Iterable[Array], shape: tuple[int, ...]) -> Array:
+    """Draw independent integers, uniform on 0 .. 2^32 - 1, by hashing each position with a key.
 
     Args:
-        key: a random key.
+        words: uint32 scalars of a random key, see `jax.random.key_data`.
         shape: of the result; the numbers repeat after 2^32.
 
     Returns:
@@ -23,7 +25,7 @@ def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
     for axis in reversed(range(len(shape))):  # one iota per axis, so that each device computes only its own part
         bits = bits + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
         stride *= shape[axis]
-    for word in jax.random.key_data(key).ravel():
+    for word in words:
         bits = _mix(bits * jnp.uint32(0x9E3779B9) + word)
     return bits
 

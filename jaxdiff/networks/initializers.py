@@ -42,7 +42,7 @@ def unit_uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array
         the numbers, the same on every device and under every sharding.
     """
     # 23 bits and a half: the ends are excluded, and the distribution is symmetric.
-    return ((random_bits(key, shape) >> 9).astype(dtype) + 0.5) * 2.0**-22 - 1.0
+    return ((random_bits(jax.random.key_data(key).ravel(), shape) >> 9).astype(dtype) + 0.5) * 2.0**-22 - 1.0
 
 
 @traced_once

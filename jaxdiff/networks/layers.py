@@ -18,6 +18,7 @@ from jax import Array
 from jaxdiff.networks.bits import random_bits
 from jaxdiff.networks.convolution import convolve
 from jaxdiff.networks.initializers import kernel_init, param, zeros_init
+from jaxdiff.networks.remat import costly
 from jaxdiff.sharding import gathered_weight, platform, product
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -69,10 +70,13 @@ def stored(x: Array) -> Array:
     return jax.lax.optimization_barrier(x) if platform() == "gpu" else x
 
 
-def add_embedding(x: Array, emb: Array) -> Array:
-    """Add emb[B, C] to a convolution's output x[B, *spatial, C] at all positions."""
-    # cuDNN adds only arrays of the output's shape: within its kernel, emb would be broadcast in memory first.
-    return add_bias(stored(x), spatial(x, emb))
+@jax.custom_jvp
+def gradient_stored(x: Array) -> Array:
+    """Return x; on a GPU, keep its gradient apart from what the compiler would fuse it with."""
+    return x
+
+
+gradient_stored.defjvp(lambda primals, tangents: (primals[0], stored(tangents[0])))
 
 
 def concatenate_channels(x: Array, skip: Array) -> Array:
@@ -103,24 +107,26 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) 
     batch, channels = x.shape[0], x.shape[-1]
     if channels % groups:
         raise ValueError(f"groups must divide the channels, got {groups} groups for {channels} channels")
-    axes = tuple(range(1, x.ndim - 1))
+    axes, grouped = tuple(range(1, x.ndim - 1)), (batch, groups, channels // groups)
     y = x.astype(at_least_float32(x.dtype))
-    mean = y.mean(axes)
-    # Squares are centred at a constant near the mean: E[x^2] - E[x]^2 loses digits when the mean is large.
-    # This is exact for any constant, so derivatives of all orders are exact although the constant has none.
-    # bfloat16 has fewer digits than are lost: without a centre, both sums take one pass over x.
-    half = x.dtype == jnp.bfloat16
-    centre = jnp.zeros_like(mean) if half else jax.lax.stop_gradient(mean)
-    var = jnp.square(y - spatial(x, centre)).mean(axes) - jnp.square(mean - centre)
-    var = jnp.maximum(var, 0) if half else var
-
-    grouped = batch, groups, channels // groups
-    mean, var = mean.reshape(grouped), var.reshape(grouped)
-    mu = mean.mean(2, keepdims=True)
-    var = (var + jnp.square(mean - mu)).mean(2, keepdims=True)
+    if x.dtype == jnp.bfloat16:
+        # It has fewer digits than E[x^2] - E[x]^2 loses: both sums take one pass over x, and one kernel combines them.
+        sums = jnp.stack([y.sum(axes), jnp.square(y).sum(axes)]).reshape(2, *grouped).sum(3, keepdims=True)
+        mu, square = sums * (batch * groups / x.size)
+        var = jnp.maximum(square - jnp.square(mu), 0)
+    else:
+        # Squares are centred at a constant near the mean: E[x^2] - E[x]^2 loses digits when the mean is large.
+        # This is exact for any constant, so derivatives of all orders are exact although the constant has none.
+        mean = y.mean(axes)
+        centre = jax.lax.stop_gradient(mean)
+        var = jnp.square(y - spatial(x, centre)).mean(axes) - jnp.square(mean - centre)
+        mean, var = mean.reshape(grouped), var.reshape(grouped)
+        mu = mean.mean(2, keepdims=True)
+        var = (var + jnp.square(mean - mu)).mean(2, keepdims=True)
     scale = jnp.broadcast_to(jax.lax.rsqrt(var + eps), grouped).reshape(batch, channels) * gamma
     mu = jnp.broadcast_to(mu, grouped).reshape(batch, channels)
-    return (y * spatial(x, scale) + spatial(x, beta - mu * scale)).astype(x.dtype)
+    scale, shift = gradient_stored(scale), gradient_stored(beta - mu * scale)
+    return (y * spatial(x, scale) + spatial(x, shift)).astype(x.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -148,7 +154,9 @@ def _affine_group_norm(
     x: Array, gamma: Array, beta: Array, scale: Array | None = None, shift: Array | None = None, **options: Any
 ) -> Array:
     dtype = at_least_float32(x.dtype)
-    gamma, beta = gamma.astype(dtype)[None], beta.astype(dtype)[None]
+    # As one array over the batch, so that its gradient is one sum.
+    affine = jnp.stack([gamma, beta]).astype(dtype)[:, None]
+    gamma, beta = jnp.broadcast_to(affine, (2, x.shape[0], x.shape[-1]))
     if scale is not None and shift is not None:
         factor = 1 + scale.astype(dtype)
         gamma, beta = gamma * factor, beta * factor + shift.astype(dtype)
@@ -175,7 +183,7 @@ class Dense(nn.Module):
         """Map [..., D] to [..., features]."""
         kernel = param(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
         y = product((*self.path, "kernel"), x, kernel, self.dtype)
-        return add_bias(y, param(self, "bias", zeros_init, (self.features,))) if self.bias else y
+        return costly(add_bias(y, param(self, "bias", zeros_init, (self.features,))) if self.bias else y)
 
 
 class Conv(nn.Module):
@@ -203,8 +211,8 @@ class Conv(nn.Module):
     bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Convolve x[B, *spatial, C]."""
+    def __call__(self, x: Array, emb: Array | None = None) -> Array:
+        """Convolve x[B, *spatial, C], and add emb[B, features] at all positions."""
         dims = x.ndim - 2
         pad = (self.size // 2,) * 2 if self.pad is None else self.pad
         shape = (self.size,) * dims + (x.shape[-1], self.features)
@@ -212,12 +220,21 @@ class Conv(nn.Module):
         kernel = gathered_weight((*self.path, "kernel"), kernel, self.dtype)
         x = x.astype(self.dtype)
         tiles = self.stride == self.size and pad == (0, 0)
-        if tiles:  # each value is in one window: a matrix product, which is partitioned better
+        # Each value is in one window: a matrix product, which is partitioned better. But cuDNN adds the bias, too.
+        if tiles and (self.size > 1 or platform() != "gpu"):
             x, kernel = space_to_depth(x, self.size), kernel.reshape(-1, self.features)
             y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
         else:
             y = convolve(x, kernel, stride=self.stride, pad=pad)
-        return add_bias(y, param(self, "bias", zeros_init, (self.features,))) if self.bias else y
+        bias = param(self, "bias", zeros_init, (self.features,)) if self.bias else None
+        if emb is None:
+            return costly(y if bias is None else add_bias(y, bias))
+        if bias is not None:
+            dtype = np.promote_types(emb.dtype, bias.dtype)
+            emb = emb.astype(dtype) + per_channel(emb, bias.astype(dtype))
+        # One sum over positions is both gradients'. What it sums is kept apart, or it would be written in float32; and
+        # so is y, since cuDNN adds arrays of y's shape only.
+        return gradient_stored(add_bias(stored(costly(y)), spatial(y, gradient_stored(emb))))
 
 
 class Dropout(nn.Module):
@@ -236,8 +253,11 @@ class Dropout(nn.Module):
             raise ValueError(f"the rate of dropout must be in [0, 1), got {self.rate}")
         if not train or self.rate == 0:
             return x
-        kept = random_bits(self.make_rng("dropout"), x.shape) >= jnp.uint32(round(self.rate * 2**32))
-        return jnp.where(kept, x / (1 - self.rate), 0)
+        key, bound = self.make_rng("dropout"), jnp.uint32(round(self.rate * 2**32))
+        drop = lambda x, *words: jnp.where(random_bits(words, x.shape) >= bound, x / (1 - self.rate), 0)  # noqa: E731
+        # Where memory is the bound, the mask is drawn again for the gradient.
+        drop = drop if platform() == "cpu" else jax.checkpoint(drop)
+        return drop(x, *jax.random.key_data(key).ravel())
 
 
 def upsample(x: Array, size: Sequence[int] | None = None) -> Array:

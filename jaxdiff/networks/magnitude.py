@@ -11,6 +11,7 @@ from jax import Array
 from jaxdiff.networks import layers
 from jaxdiff.networks.initializers import param, table_init
 from jaxdiff.networks.layers import at_least_float32
+from jaxdiff.networks.remat import costly
 from jaxdiff.sharding import gathered_weight
 
 
@@ -92,7 +93,7 @@ class MPConv(nn.Module):
         if gain is not None:
             w = w * gain.astype(w.dtype)
         x, w = x.astype(self.dtype), gathered_weight((*self.path, "kernel"), w, self.dtype)
-        return layers.convolve(x, w, pad=(self.size // 2,) * 2) if self.size else x @ w
+        return costly(layers.convolve(x, w, pad=(self.size // 2,) * 2) if self.size else x @ w)
 
 
 class MPFourier(nn.Module):

@@ -4,11 +4,18 @@ from typing import Any, Literal, TypeVar, get_args
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxdiff.sharding import uses_fsdp
 
 Remat = Literal["none", "dots", "full"]
 Block = TypeVar("Block", bound=type[nn.Module])
+_COSTLY = "product"
+
+
+def costly(y: jax.Array) -> jax.Array:
+    """Return y, the output of a product with weights or of a convolution, with its bias: "dots" keeps it."""
+    return checkpoint_name(y, _COSTLY)
 
 
 def rematted(block: Block, remat: Remat, *, in_loop: bool = False) -> Block:
@@ -16,7 +23,7 @@ def rematted(block: Block, remat: Remat, *, in_loop: bool = False) -> Block:
 
     Args:
         block: a module.
-        remat: "none" keeps all that the gradient needs; "dots" keeps the outputs of matrix products with weights and of
+        remat: "none" keeps all that the gradient needs; "dots" keeps the outputs of linear layers and of
             convolutions, and recomputes attention and elementwise operations; "full" keeps the block's inputs.
         in_loop: whether the block is the body of a scan, where the compiler can't merge the two computations.
 
@@ -30,8 +37,10 @@ def rematted(block: Block, remat: Remat, *, in_loop: bool = False) -> Block:
         raise ValueError(f"remat must be one of {', '.join(get_args(Remat))}, got {remat!r}")
     if remat == "none" and not uses_fsdp():
         return block
-    policies = {"none": _all_but_gathered, "dots": _costly, "full": None}
-    return nn.remat(block, prevent_cse=not in_loop, policy=policies[remat])
+    kept = jax.checkpoint_policies.save_only_these_names(_COSTLY)
+    policies = {"none": _all_but_gathered, "dots": kept, "full": None}
+    # Weights are gathered again without a barrier around the block, which would have each elementwise value written.
+    return nn.remat(block, prevent_cse=not in_loop and remat != "none", policy=policies[remat])
 
 
 def _all_but_gathered(primitive: Any, *args: Any, **params: Any) -> bool:
@@ -40,10 +49,3 @@ def _all_but_gathered(primitive: Any, *args: Any, **params: Any) -> bool:
         "custom_vjp_call",
         "sharding_constraint",
     )  # `sharding.gathered_weight`, `sharding.constrain`
-
-
-def _costly(primitive: Any, *args: Any, **params: Any) -> bool:
-    """Return whether to keep a primitive's output; depthwise convolutions, e.g. blurs, are cheap."""
-    if primitive.name in ("conv_general_dilated", "convolution"):  # the latter: `convolve` on a CPU
-        return params.get("feature_group_count", 1) == 1
-    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)

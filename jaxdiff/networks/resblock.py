@@ -49,18 +49,11 @@ class ResBlock(nn.Module):
         h = act(self._norm("norm1", x.shape[-1])(x))
         if self.resample is not None:
             h, x = self._resampled(h), self._resampled(x)
-        h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
-        h = constrain(h, BATCH_AXES, "sequence", *(None,) * (h.ndim - 3), "tensor")
-
         width = self.features * (2 if self.scale_shift else 1)
         emb = Dense(width, dtype=emb.dtype, name="time_emb_proj")(emb)
-        norm2 = self._norm("norm2", self.features)
-        if self.scale_shift:
-            scale, shift = jnp.split(emb, 2, axis=-1)
-            h = norm2(h, scale, shift)
-        else:
-            h = norm2(layers.add_embedding(h, emb))
-        h = act(h)
+        h = Conv(self.features, dtype=self.dtype, name="conv1")(h, None if self.scale_shift else emb)
+        h = constrain(h, BATCH_AXES, "sequence", *(None,) * (h.ndim - 3), "tensor")
+        h = act(self._norm("norm2", self.features)(h, *(jnp.split(emb, 2, axis=-1) if self.scale_shift else ())))
         if self.dropout:
             h = Dropout(self.dropout, name="dropout")(h)
         h = Conv(self.features, zero=True, dtype=self.dtype, name="conv2")(h)

@@ -156,12 +156,11 @@ class Block(nn.Module):
         """Map x[B, *spatial, C] to [B, *spatial', features]; emb[B, E] is the embedding after its SiLU."""
         last, attention = map(scaled, self.gains)
         h = nn.silu(norm("norm0", x, self.eps)(x))
-        h = self._conv("conv0")(resample(h, self.resample_filter, self.direction))
         width = self.features * (2 if self.adaptive else 1)
         emb = Dense(width, dtype=emb.dtype, name="affine")(emb)
-        norm1 = norm("norm1", h, self.eps)
-        h = norm1(h, *jnp.split(emb, 2, axis=-1)) if self.adaptive else norm1(layers.add_embedding(h, emb))
-        h = nn.silu(h)
+        h = resample(h, self.resample_filter, self.direction)
+        h = self._conv("conv0")(h, None if self.adaptive else emb)
+        h = nn.silu(norm("norm1", h, self.eps)(h, *(jnp.split(emb, 2, axis=-1) if self.adaptive else ())))
         if self.dropout:
             h = Dropout(self.dropout, name="dropout")(h)
         h = self._conv("conv1", draw=last)(h)

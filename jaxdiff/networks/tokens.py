@@ -14,7 +14,7 @@ from jax import Array
 
 from jaxdiff.networks.attention import split_heads
 from jaxdiff.networks.initializers import kernel_init, param, zeros_init
-from jaxdiff.networks.layers import Dense, at_least_float32, depth_to_space, per_channel, space_to_depth
+from jaxdiff.networks.layers import Dense, at_least_float32, depth_to_space, per_channel, space_to_depth, stored
 from jaxdiff.networks.remat import Remat, rematted
 from jaxdiff.sharding import BATCH_AXES, constrain
 
@@ -125,8 +125,33 @@ def modulations(emb: Array, count: int, dtype, name: str) -> list[Array]:
 @partial(jax.jit, static_argnames="eps")
 def modulated_norm(x: Array, shift: Array, scale: Array, eps: float = 1e-6) -> Array:
     """layer_norm(x) (1 + scale) + shift, of x[B, N, D] and [B, 1, D] each, in float32 at least; x's type."""
+    return _modulated_norm(x, shift, scale, eps)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _modulated_norm(x: Array, shift: Array, scale: Array, eps: float) -> Array:
     y = layer_norm(x, eps)
     return (y * (1 + scale.astype(y.dtype)) + shift.astype(y.dtype)).astype(x.dtype)
+
+
+@_modulated_norm.defjvp
+def _modulated_norm_jvp(eps: float, primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Array]:
+    x, shift, scale = primals
+    dtype = at_least_float32(x.dtype)
+    # With mean and variance apart, the sums over positions take y as it is computed: otherwise a GPU, whose kernel for
+    # sums over features is another one, writes it in float32.
+    y = x.astype(dtype)
+    mean = y.mean(-1, keepdims=True)
+    if x.dtype == jnp.bfloat16:  # which has fewer digits than E[x^2] - E[x]^2 loses
+        var = jnp.maximum(jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean), 0)
+    else:
+        var = jnp.square(y - mean).mean(-1, keepdims=True)
+    mean, rstd = stored(mean), stored(jax.lax.rsqrt(var + eps))
+    y = (y - mean) * rstd
+    dx, dshift, dscale = (d.astype(dtype) for d in tangents)
+    dy = rstd * (dx - dx.mean(-1, keepdims=True) - y * (dx * y).mean(-1, keepdims=True))
+    dy = dy * (1 + scale.astype(dtype)) + y * dscale + dshift
+    return _modulated_norm(x, shift, scale, eps), dy.astype(x.dtype)
 
 
 class FeedForward(nn.Module):

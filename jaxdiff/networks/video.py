@@ -22,7 +22,7 @@ from jaxdiff.networks.convolution import convolve
 from jaxdiff.networks.dit import Block, DiT
 from jaxdiff.networks.initializers import kernel_init, param, zeros_init
 from jaxdiff.networks.layers import Dropout, GroupNorm, add_bias
-from jaxdiff.networks.remat import Remat
+from jaxdiff.networks.remat import Remat, costly
 from jaxdiff.networks.tokens import (
     FeedForward,
     LayerNorm,
@@ -157,7 +157,7 @@ class _AlongTime(nn.Module):
         # In two dimensions, with all positions in one axis, which is fast on every backend.
         flat = jnp.pad(x.astype(self.dtype).reshape(*x.shape[:2], -1, channels), ((0, 0), (1, 1), (0, 0), (0, 0)))
         y = convolve(flat, gathered_weight((*self.path, "kernel"), kernel, self.dtype)[:, 0], pad=(0, 0))
-        return add_bias(y.reshape(x.shape), bias)
+        return costly(add_bias(y.reshape(x.shape), bias))
 
 
 def frame_positions(frames: int, dim: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,5 +55,5 @@ def inner_axes(path: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, ...]
 
 
 def _is_convolution(names: Sequence[str], shape: tuple[int, ...]) -> bool:
-    """Whether an array is the kernel of a convolution that is no product."""
-    return names[-1:] == ("kernel",) and math.prod(shape[trees.stack_axes(names) : -2]) > 1
+    """Whether an array is the kernel of a convolution."""
+    return names[-1:] == ("kernel",) and len(shape) > 2 + trees.stack_axes(names)

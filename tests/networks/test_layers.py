@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import errors
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from jaxdiff.networks import layers
 from jaxdiff.networks.initializers import kernel_init, table_init, unit_uniform
@@ -66,6 +67,20 @@ def test_group_norm_of_constant_half_precision_is_finite():
     assert np.isfinite(y) and np.isfinite(grads.astype(jnp.float32)).all()
 
 
+def test_gradients_of_half_precision_are_those_of_float32():
+    """By x, gamma and beta: half precision has a formula of its own."""
+    x, by = (normal(0, 2, 6, 4, 8) + 3).astype(jnp.bfloat16), normal(1, 2, 6, 4, 8)
+    params = {"scale": normal(2, 8), "bias": normal(3, 8)}
+
+    def gradient(x):
+        value = lambda params, x: (layers.GroupNorm(4).apply({"params": params}, x).astype(jnp.float32) * by).sum()  # noqa: E731
+        return jax.jit(jax.grad(value, argnums=(0, 1)))(params, x)
+
+    for got, want in zip(*map(jax.tree.leaves, (gradient(x), gradient(x.astype(jnp.float32)))), strict=True):
+        error = np.abs(got.astype(jnp.float32) - want).max()
+        assert error < 0.01 * np.abs(want).max()
+
+
 def test_group_norm_second_derivative_is_exact(x64):
     x, v = normal(0, 1, 6, 4).astype(np.float64), normal(1, 1, 6, 4).astype(np.float64)
     one, zero = np.ones((1, 4)), np.zeros((1, 4))
@@ -100,6 +115,48 @@ def test_conv_is_a_sum_over_neighbours(pad, stride):
     padded = np.pad(np.asarray(x), ((0, 0), (left, 1), (0, 0)))
     want = [sum(padded[:, i + k] @ np.asarray(kernel[k]) for k in range(3)) for i in range(0, 8, stride)]
     np.testing.assert_allclose(y, np.stack(want, 1) + np.asarray(bias), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_conv_adds_an_embedding_at_all_positions(bias, x64):
+    x, emb, kernel = (
+        normal(i, *shape).astype(np.float64) for i, shape in enumerate([(2, 6, 5, 3), (2, 4), (3, 3, 3, 4)])
+    )
+    params = {"kernel": kernel, **({"bias": np.arange(4.0)} if bias else {})}
+    conv = layers.Conv(4, bias=bias, dtype=jnp.float64)
+
+    def value_and_slopes(run):
+        value = lambda params, emb: (jnp.sin(run(params, emb)).sum(), run(params, emb))  # noqa: E731
+        return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(params, emb)
+
+    got = value_and_slopes(lambda params, emb: conv.apply({"params": params}, x, emb))
+    want = value_and_slopes(lambda params, emb: conv.apply({"params": params}, x) + emb[:, None, None])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), got, want)
+
+
+def test_what_is_computed_for_a_gpu_is_the_same(x64):
+    """1x1 convolutions, masks that are drawn again, and what is kept apart, with first and second derivatives."""
+    params = {
+        "conv": {"kernel": normal(0, 1, 1, 3, 8).astype(np.float64), "bias": np.arange(8.0)},
+        "norm": {"scale": np.ones(8), "bias": np.arange(8.0)},
+    }
+    x = normal(1, 2, 4, 4, 3).astype(np.float64)
+
+    class Layers(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            h = layers.Conv(8, size=1, dtype=jnp.float64, name="conv")(x, x.mean((1, 2)) @ np.ones((3, 8)))
+            h = layers.Dropout(0.5, name="dropout")(layers.GroupNorm(4, name="norm")(h))
+            return layers.concatenate_channels(jnp.sin(h), h).sum()
+
+    value = lambda x: Layers().apply({"params": params}, x, rngs={"dropout": jax.random.key(0)})  # noqa: E731
+    slope = jax.grad(value)
+    derivatives = lambda x: (value(x), slope(x), jax.grad(lambda x: jnp.square(slope(x)).sum())(x))  # noqa: E731
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=AbstractDevice("GPU", None, "gpu"))):
+        program = jax.jit(derivatives).trace(x).lower(lowering_platforms=("cpu",))
+    assert "optimization_barrier" in program.as_text()
+    got, want = program.compile()(x), jax.jit(derivatives)(x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), got, want)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

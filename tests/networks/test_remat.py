@@ -57,8 +57,10 @@ def test_each_word_keeps_what_it_says():
     assert seen["none"][2, 36, 36] > 0
     inputs = Counter(leaf.shape for leaf in jax.tree.leaves((params, X)))
     assert seen["full"] == inputs
-    # The convolution's and the linear layer's outputs; neither the blur's (2, 6, 6, 5) nor the logits.
-    assert seen["dots"] == inputs + Counter([(2, 8, 8, 5), (2, 6, 6, 7)])
+    # The convolution's and the linear layer's outputs, with their biases, which are not added again; neither the blur's
+    # (2, 6, 6, 5) nor the logits.
+    biases = Counter([(5,), (7,)])
+    assert seen["dots"] == inputs - biases + Counter([(2, 8, 8, 5), (2, 6, 6, 7)])
 
 
 @pytest.mark.slow

@@ -30,6 +30,41 @@ def test_half_precision_is_normalized_in_single():
     assert jax.eval_shape(tokens.modulated_norm, x, shift, shift).dtype == jnp.bfloat16
 
 
+def _modulated(x, shift, scale):
+    return tokens.layer_norm(x, 1e-3) * (1 + scale) + shift
+
+
+def test_derivatives_of_the_modulated_norm_are_those_of_its_formula(x64):
+    """First, forwards and backwards, and second ones."""
+    x, shift, scale = (numbers(*shape).astype(np.float64) for shape in ((2, 3, 8), (2, 1, 8), (2, 1, 8)))
+    along = tuple(np.cos(a) for a in (x, shift, scale))
+
+    def derivatives(norm):
+        value = lambda *args: jnp.sin(norm(*args)).sum()  # noqa: E731
+        slope = lambda *args: jax.jvp(value, args, along)[1]  # noqa: E731
+        gradients = [jax.grad(f, argnums=(0, 1, 2)) for f in (value, slope)]
+        return jax.jit(lambda *args: (value(*args), slope(*args), *(grad(*args) for grad in gradients)))(
+            x, shift, scale
+        )
+
+    got, want = (derivatives(norm) for norm in (lambda *args: tokens.modulated_norm(*args, eps=1e-3), _modulated))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), got, want)
+
+
+def test_gradients_of_half_precision_are_those_of_single():
+    x, shift, scale = (numbers(*shape).astype(jnp.bfloat16) for shape in ((2, 3, 64), (2, 1, 64), (2, 1, 64)))
+    by = np.cos(np.arange(2 * 3 * 64, dtype=np.float32)).reshape(2, 3, 64)
+
+    def gradients(norm, dtype):
+        value = lambda *args: (norm(*args).astype(jnp.float32) * by).sum()  # noqa: E731
+        return jax.jit(jax.grad(value, argnums=(0, 1, 2)))(*(a.astype(dtype) for a in (x + 2, shift, scale)))
+
+    got = gradients(lambda *args: tokens.modulated_norm(*args, eps=1e-3), jnp.bfloat16)
+    for made, want in zip(got, gradients(_modulated, jnp.float32), strict=True):
+        assert made.dtype == jnp.bfloat16
+        assert np.abs(made.astype(jnp.float32) - want).max() < 0.02 * np.abs(want).max()
+
+
 def test_grid_table():
     table = np.asarray(tokens.grid_table(np.arange(3), 0.5 * np.arange(5), 8))
     assert table.shape == (3, 5, 8)

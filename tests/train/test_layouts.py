@@ -22,7 +22,7 @@ def test_kernels_of_convolutions_lie_as_cudnn_reads_them():
     assert _order("params/conv/kernel", 3, 3, 64, 128) == (3, 0, 1, 2)
     assert _order("opt/mu/large/conv/kernel", 5, 64, 128) == (2, 0, 1)
     assert _order("params/blocks.*/conv/kernel", 7, 3, 3, 64, 128) == (0, 4, 1, 2, 3)  # of stacked layers
-    assert _order("params/conv/kernel", 1, 1, 64, 128) is None  # a product
+    assert _order("params/conv/kernel", 1, 1, 64, 128) == (3, 0, 1, 2)
     assert _order("params/blocks.*/dense/kernel", 7, 64, 128) is None
     assert _order("params/table/embedding", 3, 3, 64, 128) is None
 
