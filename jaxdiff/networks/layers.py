@@ -112,7 +112,7 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float) 
     if x.dtype == jnp.bfloat16:
         # It has fewer digits than E[x^2] - E[x]^2 loses: both sums take one pass over x, and one kernel combines them.
         sums = jnp.stack([y.sum(axes), jnp.square(y).sum(axes)]).reshape(2, *grouped).sum(3, keepdims=True)
-        mu, square = sums * (batch * groups / x.size)
+        mu, square = sums / (math.prod(x.shape[1:]) // groups)
         var = jnp.maximum(square - jnp.square(mu), 0)
     else:
         # Squares are centred at a constant near the mean: E[x^2] - E[x]^2 loses digits when the mean is large.
@@ -155,7 +155,7 @@ def _affine_group_norm(
 ) -> Array:
     dtype = at_least_float32(x.dtype)
     # As one array over the batch, so that its gradient is one sum.
-    affine = jnp.stack([gamma, beta]).astype(dtype)[:, None]
+    affine = jnp.stack([gamma.astype(dtype), beta.astype(dtype)])[:, None]
     gamma, beta = jnp.broadcast_to(affine, (2, x.shape[0], x.shape[-1]))
     if scale is not None and shift is not None:
         factor = 1 + scale.astype(dtype)

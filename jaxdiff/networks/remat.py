@@ -10,7 +10,7 @@ from jaxdiff.sharding import uses_fsdp
 
 Remat = Literal["none", "dots", "full"]
 Block = TypeVar("Block", bound=type[nn.Module])
-_COSTLY = "product"
+_COSTLY = "costly"
 
 
 def costly(y: jax.Array) -> jax.Array:

@@ -142,7 +142,7 @@ def _modulated_norm_jvp(eps: float, primals: Sequence[Array], tangents: Sequence
     # sums over features is another one, writes it in float32.
     y = x.astype(dtype)
     mean = y.mean(-1, keepdims=True)
-    if x.dtype == jnp.bfloat16:  # which has fewer digits than E[x^2] - E[x]^2 loses
+    if x.dtype == jnp.bfloat16:  # E[x^2] - E[x]^2 loses digits where a deviation is less than x's own rounding
         var = jnp.maximum(jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean), 0)
     else:
         var = jnp.square(y - mean).mean(-1, keepdims=True)

@@ -45,18 +45,26 @@ def adamw(
         mu_dtype: dtype of the gradient's average, float32 or bfloat16; None: that of the parameters.
 
     Raises:
-        ValueError: the schedule is unknown or lacks `steps` beyond the warm-up, mu_dtype is another one, b1 or b2 is
-            outside [0, 1), or lr or weight_decay is so large that parameters overflow.
+        ValueError: the schedule is unknown or lacks `steps` beyond the warm-up, or mu_dtype is another one.
     """
     _check(mu_dtype)
-    if not (0 <= b1 < 1 and 0 <= b2 < 1):
-        raise ValueError(f"b1 and b2 must be in [0, 1), got {b1} and {b2}")
-    # What makes it bounded.
-    if not (lr < 1e6 and lr * weight_decay <= 1):
-        raise ValueError(f"lr must be less than 1e6, and lr times weight_decay at most 1, got {lr} and {weight_decay}")
     rate = _rate(lr, warmup_steps, steps, schedule)
     adam = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=mu_dtype)
-    return packing.Bounded(*packing.packed(optax.chain(_clipping(clip_norm), adam)))
+    optimizer = packing.packed(optax.chain(_clipping(clip_norm), adam))
+    bounded = _is_bounded(lr, clip_norm, weight_decay, b1, b2)
+    return packing.Bounded(*optimizer) if bounded else optimizer
+
+
+def _is_bounded(lr: float, clip_norm: float | None, weight_decay: float, b1: float, b2: float) -> bool:
+    """Whether AdamW's updates are at most some multiple of its rate, and decay takes no parameter beyond zero.
+
+    The gradients' average is at most (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) times the root of that of their squares.
+    """
+    clip = 1.0 if clip_norm is None else clip_norm
+    if not all(isinstance(x, (int, float)) for x in (lr, clip, weight_decay, b1, b2)):
+        return False  # a traced rate, say
+    averages = 0 <= b1 < 1 - 1e-6 and 1.0001 * b1**2 <= b2 < 1 - 1e-6
+    return averages and 0 <= weight_decay <= 1 and 0 <= lr < 1e6 and lr * weight_decay <= 1 and 0 < clip < 1e30
 
 
 def adafactor(

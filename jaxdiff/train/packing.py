@@ -57,7 +57,15 @@ def unpack(parts: dict[str, Any], like: Any) -> Any:
 
 
 class Bounded(optax.GradientTransformation):
-    """An optimizer whose updates are finite where the norm of the gradients is: a step need not look at each."""
+    """An optimizer whose updates of float32 parameters, at least, are bounded where the gradient's norm is finite.
+
+    A step need not look at each, see `is_bounded`.
+    """
+
+
+def is_bounded(optimizer: optax.GradientTransformation, params: Params) -> bool:
+    """Return whether an optimizer is `Bounded` for parameters: half precision has not the range for its squares."""
+    return isinstance(optimizer, Bounded) and all(jnp.finfo(x.dtype).bits >= 32 for x in jax.tree.leaves(params))
 
 
 def packed(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

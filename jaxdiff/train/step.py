@@ -79,9 +79,9 @@ def make_update(
     """Build `update(state, batch, frozen=None) -> (state, metrics)`: pure, for `jit`, `vmap` and `scan`.
 
     The key of the update is `fold_in(key, state.step)`. The update is skipped if the loss, the norm of the gradient or
-    the norm of the update is not finite: then parameters, averages and the optimizer's state do not change, and both
-    `step` and `skipped` increase by 1. Schedules, decays of averages, stages and turns count updates without the
-    skipped ones: `state.step - state.skipped`.
+    the norm of the update is not finite (AdamW's is finite where the gradient's is): then parameters, averages and the
+    optimizer's state do not change, and both `step` and `skipped` increase by 1. Schedules, decays of averages, stages
+    and turns count updates without the skipped ones: `state.step - state.skipped`.
 
     Args:
         loss: (params, key, batch) -> (mean over the batch, dict of scalars). With `given` or `frozen`, its first
@@ -125,10 +125,10 @@ def make_update(
             norm = packing.norm(grads)
             updates, opt = optimizer.update(grads, state.opt, state.params)
             params = optax.apply_updates(state.params, updates)
-        # With finite norms, the parameters and the averages of gradients and of their squares are finite, too. The norm
-        # of the update overflows first: parameters of less than 1e19 don't.
+        # With a finite norm, the averages of gradients and of their squares are finite, too.
         good = jnp.isfinite(value) & jnp.isfinite(norm)
-        if not isinstance(optimizer, packing.Bounded):
+        if not packing.is_bounded(optimizer, state.params):
+            # It overflows before parameters of less than 1e19 do.
             with jax.numpy_dtype_promotion("standard"):
                 good &= jnp.isfinite(packing.norm(updates))
         fresh, old = (params, opt), (state.params, state.opt)

@@ -81,6 +81,13 @@ def test_gradients_of_half_precision_are_those_of_float32():
         assert error < 0.01 * np.abs(want).max()
 
 
+def test_norms_of_no_examples_and_of_parameters_of_two_types():
+    params = {"scale": jnp.ones(8, jnp.bfloat16), "bias": jnp.ones(8)}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        y = layers.GroupNorm(4).apply({"params": params}, jnp.ones((0, 4, 8), dtype))
+        assert (y.shape, y.dtype) == ((0, 4, 8), dtype)
+
+
 def test_group_norm_second_derivative_is_exact(x64):
     x, v = normal(0, 1, 6, 4).astype(np.float64), normal(1, 1, 6, 4).astype(np.float64)
     one, zero = np.ones((1, 4)), np.zeros((1, 4))
