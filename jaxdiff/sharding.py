@@ -216,13 +216,13 @@ def _gathered(path: Sequence[str], w: Array) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(w: Array, used: P, stored: P) -> Array:
-    # The barrier keeps what a backward pass gathers again from being merged with what was gathered before: XLA for GPUs
-    # does gather again; for TPUs it does in loops over layers.
-    return jax.lax.with_sharding_constraint(jax.lax.optimization_barrier(w), used)
+    return jax.lax.with_sharding_constraint(w, used)
 
 
+# The barrier keeps what a backward pass gathers again from being merged with what was gathered before: XLA for GPUs
+# does gather again; for TPUs it does in loops over layers. A sampler has no barrier, and gathers before its loop.
 _gather.defvjp(
-    lambda w, used, stored: (_gather(w, used, stored), None),
+    lambda w, used, stored: (_gather(jax.lax.optimization_barrier(w), used, stored), None),
     lambda used, stored, _, grad: (jax.lax.with_sharding_constraint(grad, stored),),
 )
 

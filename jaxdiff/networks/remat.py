@@ -48,4 +48,5 @@ def _all_but_gathered(primitive: Any, *args: Any, **params: Any) -> bool:
     return primitive.name not in (
         "custom_vjp_call",
         "sharding_constraint",
+        "optimization_barrier",
     )  # `sharding.gathered_weight`, `sharding.constrain`
