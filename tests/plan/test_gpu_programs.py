@@ -35,6 +35,12 @@ def _launches(module, kind):
     return sum(each.count for each in kernels.kernels(module) if each.kind == kind)
 
 
+def _gathered(program):
+    """Bytes of all that eight devices gather in one run."""
+    mesh = parse_mesh("fsdp=8", devices=topology("h100:8").devices)
+    return sum(each.bytes for each in collectives.collectives(program.module, mesh) if each.kind == "all-gather")
+
+
 def test_convolutions_read_their_kernels_as_they_are_stored(step):
     # In the order of their axes 3 x 3 kernels, gradients, moments and averages would be transposed or copied.
     assert _launches(step.module, "cuDNN convolution") > 30
@@ -94,12 +100,13 @@ def test_to_gather_weights_writes_and_keeps_no_more_activations(step):
     assert written < 1.05 * alone
     # Some weights are replicated or gathered, a megabyte in all; keeping each elementwise value took 3 times as much.
     assert split.memory.temporaries < 1.3 * step.memory.temporaries
-    # Once forwards, in half precision, and again backwards, but for the first layers.
+    # Once forwards, in half precision, and again backwards, but for the first layers; a sampler gathers before its loop
+    # of 1,000 steps.
     params = jax.eval_shape(load(DDPM)(**TINY).model.init, jax.random.key(0))
     weights = sum(2 * x.size for x in jax.tree.leaves(params) if x.size >= sharding.MIN_SHARDED_SIZE)
-    mesh = parse_mesh("fsdp=8", devices=topology("h100:8").devices)
-    gathered = sum(each.bytes for each in collectives.collectives(split.module, mesh) if each.kind == "all-gather")
-    assert gathered > 1.8 * weights
+    sampler = program_of(compiling.sampling, "h100:8", "fsdp=8", batch=64, **TINY)
+    assert _gathered(split) > 1.8 * weights
+    assert weights < _gathered(sampler) < 0.3 * 1000 * weights  # but those that project the embedding of the time
 
 
 def test_a_sampler_stays_on_the_device_in_cuda_graphs_and_transposes_no_weights():
