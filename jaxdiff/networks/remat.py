@@ -48,5 +48,5 @@ def _all_but_gathered(primitive: Any, *args: Any, **params: Any) -> bool:
     return primitive.name not in (
         "custom_vjp_call",
         "sharding_constraint",
-        "optimization_barrier",
+        "optimization_barrier",  # kept, it would be what both gather, and so merge
     )  # `sharding.gathered_weight`, `sharding.constrain`

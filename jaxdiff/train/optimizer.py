@@ -51,11 +51,11 @@ def adamw(
     rate = _rate(lr, warmup_steps, steps, schedule)
     adam = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=mu_dtype)
     optimizer = packing.packed(optax.chain(_clipping(clip_norm), adam))
-    bounded = _is_bounded(lr, clip_norm, weight_decay, b1, b2)
+    bounded = _cannot_overflow(lr, clip_norm, weight_decay, b1, b2)
     return packing.Bounded(*optimizer) if bounded else optimizer
 
 
-def _is_bounded(lr: float, clip_norm: float | None, weight_decay: float, b1: float, b2: float) -> bool:
+def _cannot_overflow(lr: float, clip_norm: float | None, weight_decay: float, b1: float, b2: float) -> bool:
     """Whether AdamW's updates are at most some multiple of its rate, and decay takes no parameter beyond zero.
 
     The gradients' average is at most (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) times the root of that of their squares.
